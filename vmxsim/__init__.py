@@ -1,0 +1,1 @@
+"""vmxsim: x86 virtualization, instruction by instruction, in user space."""

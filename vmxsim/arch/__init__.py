@@ -1,0 +1,1 @@
+"""Floor 1, facts: what the manual says; no state, no engine."""

@@ -1,0 +1,1 @@
+"""Devices: each told an offset, a size, a clock and an interrupt line, and nothing else."""

@@ -1,0 +1,1 @@
+"""Loaders: guest images of every supported kind, read into guest memory."""

@@ -1,0 +1,1 @@
+"""Floor 3, silicon: VMX operation as the Intel SDM describes it."""
