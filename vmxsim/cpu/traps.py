@@ -7,11 +7,11 @@ and compare or print records as they are.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias
 
 
 class TrapKind(IntEnum):
-    """Why the engine stopped: an instruction by its mnemonic, or an event. The numbers mean nothing."""
+    """Why the engine stopped: an instruction by its mnemonic, or an event."""
 
     CPUID = 1
     HLT = 2
@@ -96,11 +96,11 @@ RIP_BASE = 16
 
 
 class Operand(NamedTuple):
-    """One operand: ``size`` in bytes; of memory, ``index`` is the segment and ``base`` 16 is RIP."""
+    """One operand: ``size`` in bytes; for memory ``index`` is the segment, ``base`` 16 is RIP."""
 
     kind: OperandKind
     size: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # shadows tuple.index, which nobody needs
     value: int = 0
     base: int = -1
     index_reg: int = -1
@@ -109,7 +109,7 @@ class Operand(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One decoded instruction: lengths and sizes in bytes, ``bits`` 16, 32 or 64 by the code segment."""
+    """One decoded instruction: lengths and sizes in bytes, ``bits`` 16, 32 or 64."""
 
     mnemonic: str
     code: bytes
@@ -146,7 +146,7 @@ class IoTrap(NamedTuple):
 
 
 class ExceptionTrap(NamedTuple):
-    """A hardware exception: ``address`` is the linear address of a #PF, or the DR6 bits of a #DB."""
+    """A hardware exception: ``address`` is a #PF's linear address, or a #DB's DR6 bits."""
 
     kind: TrapKind
     rip: int
@@ -180,4 +180,4 @@ class EventTrap(NamedTuple):
     rip: int
 
 
-Trap = Union[InsnTrap, IoTrap, ExceptionTrap, MemoryTrap, EventTrap]
+Trap: TypeAlias = InsnTrap | IoTrap | ExceptionTrap | MemoryTrap | EventTrap
