@@ -26,10 +26,13 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "arch": (*GROUND, "vmxsim.arch"),
     "cpu": (*GROUND, "vmxsim.arch", "vmxsim.cpu"),
     "vmx": (
-        *GROUND, "vmxsim.arch", "vmxsim.vmx", "vmxsim.cpu.cpu", "vmxsim.cpu.memory",
-        "vmxsim.cpu.traps",
+        *GROUND, "vmxsim.arch", "vmxsim.vmx", "vmxsim.cpu.cpu", "vmxsim.cpu.interface",
+        "vmxsim.cpu.memory", "vmxsim.cpu.traps",
     ),
-    "kvm": (*GROUND, "vmxsim.arch", "vmxsim.kvm", "vmxsim.vmx.processor", "vmxsim.vmx.vmcs"),
+    "kvm": (
+        *GROUND, "vmxsim.arch", "vmxsim.kvm", "vmxsim.vmx.processor", "vmxsim.vmx.records",
+        "vmxsim.vmx.vmcs",
+    ),
     "vmm": (*GROUND, "vmxsim.arch", "vmxsim.vmm", "vmxsim.kvm.api", "vmxsim.kvm.uapi"),
     "tools": ("vmxsim",),
 }  # fmt: skip
