@@ -12,7 +12,7 @@ class VmxsimError(Exception):
 
 
 class EngineError(VmxsimError):
-    """The engine or the host failed. Check the versions; report it with RIP and bytes if it stays."""
+    """The engine or the host failed. Check the versions; if it stays, report RIP and bytes."""
 
 
 class InputError(VmxsimError):

@@ -1,0 +1,426 @@
+"""Exit qualifications and instruction information: each format a record that encodes and decodes.
+
+SDM Vol. 3, "Exit Qualification" tables of "Basic VM-Exit Information", and "Information for VM
+Exits Due to Instruction Execution". Undefined bits are encoded as 0 and ignored in decoding.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Direction(IntEnum):
+    """Direction of an I/O instruction, as bit 3 of its qualification has it."""
+
+    OUT = 0
+    IN = 1
+
+
+class IoQualification(NamedTuple):
+    """I/O instructions.
+
+    31:16 port   6 immediate   5 REP   4 string   3 direction   2:0 size - 1
+    """
+
+    size: int
+    direction: Direction
+    string: bool = False
+    rep: bool = False
+    immediate: bool = False
+    port: int = 0
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return (
+            self.port << 16
+            | self.immediate << 6
+            | self.rep << 5
+            | self.string << 4
+            | self.direction << 3
+            | self.size - 1
+        )
+
+    @classmethod
+    def decode(cls, value: int) -> IoQualification:
+        """Read an exit qualification."""
+        return cls(
+            size=(value & 7) + 1,
+            direction=Direction(value >> 3 & 1),
+            string=bool(value & 1 << 4),
+            rep=bool(value & 1 << 5),
+            immediate=bool(value & 1 << 6),
+            port=value >> 16 & 0xFFFF,
+        )
+
+
+class CrAccess(IntEnum):
+    """What was done to a control register."""
+
+    MOV_TO = 0
+    MOV_FROM = 1
+    CLTS = 2
+    LMSW = 3
+
+
+class CrQualification(NamedTuple):
+    """Control-register accesses.
+
+    31:16 LMSW source   11:8 GPR   6 LMSW from memory   5:4 access   3:0 register
+    """
+
+    cr: int
+    access: CrAccess
+    lmsw_memory: bool = False
+    gpr: int = 0
+    lmsw_source: int = 0
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return (
+            self.lmsw_source << 16
+            | self.gpr << 8
+            | self.lmsw_memory << 6
+            | self.access << 4
+            | self.cr
+        )
+
+    @classmethod
+    def decode(cls, value: int) -> CrQualification:
+        """Read an exit qualification."""
+        return cls(
+            cr=value & 0xF,
+            access=CrAccess(value >> 4 & 3),
+            lmsw_memory=bool(value & 1 << 6),
+            gpr=value >> 8 & 0xF,
+            lmsw_source=value >> 16 & 0xFFFF,
+        )
+
+
+class DrQualification(NamedTuple):
+    """MOV DR.
+
+    11:8 GPR   4 direction (1: from the debug register)   2:0 register
+    """
+
+    dr: int
+    from_dr: bool
+    gpr: int
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return self.gpr << 8 | self.from_dr << 4 | self.dr
+
+    @classmethod
+    def decode(cls, value: int) -> DrQualification:
+        """Read an exit qualification."""
+        return cls(value & 7, bool(value & 1 << 4), value >> 8 & 0xF)
+
+
+class EptQualification(NamedTuple):
+    """EPT violations: what was tried (2:0), what the EPT allows (6:3), and for what address.
+
+    7 linear address valid   8 the page itself (0: a paging structure of the guest)   9 user page
+    10 writable page   11 execute-disable page   12 NMI unblocking by IRET   (9 to 11: only with
+    advanced information)
+    """
+
+    read: bool = False
+    write: bool = False
+    fetch: bool = False
+    readable: bool = False
+    writable: bool = False
+    executable: bool = False
+    user_executable: bool = False
+    linear_address_valid: bool = False
+    translated: bool = False
+    user_page: bool = False
+    writable_page: bool = False
+    no_execute_page: bool = False
+    nmi_unblocking: bool = False
+    shadow_stack: bool = False
+    supervisor_shadow_stack: bool = False
+    paging_verification: bool = False
+    asynchronous: bool = False
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return sum(1 << bit for bit, value in enumerate(self) if value)
+
+    @classmethod
+    def decode(cls, value: int) -> EptQualification:
+        """Read an exit qualification."""
+        return cls(*(bool(value >> bit & 1) for bit in range(len(cls._fields))))
+
+
+class ApicAccess(NamedTuple):
+    """APIC accesses.
+
+    15:12 kind (0 read, 1 write, 2 fetch, 3 event delivery; 10, 15 guest-physical)   11:0 offset
+    """
+
+    offset: int
+    kind: int
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return self.kind << 12 | self.offset
+
+    @classmethod
+    def decode(cls, value: int) -> ApicAccess:
+        """Read an exit qualification."""
+        return cls(value & 0xFFF, value >> 12 & 0xF)
+
+
+class TaskSwitchSource(IntEnum):
+    """What started a task switch."""
+
+    CALL = 0
+    IRET = 1
+    JMP = 2
+    TASK_GATE = 3
+
+
+class TaskSwitch(NamedTuple):
+    """Task switches.
+
+    31:30 source   15:0 selector of the new TSS
+    """
+
+    selector: int
+    source: TaskSwitchSource
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return self.source << 30 | self.selector
+
+    @classmethod
+    def decode(cls, value: int) -> TaskSwitch:
+        """Read an exit qualification."""
+        return cls(value & 0xFFFF, TaskSwitchSource(value >> 30 & 3))
+
+
+class DebugQualification(NamedTuple):
+    """Debug exceptions, in the layout of DR6 but active high throughout.
+
+    16 RTM   14 BS   13 BD   11 BLD   3:0 B3 to B0
+    """
+
+    breakpoints: int = 0
+    bus_lock: bool = False
+    register_access: bool = False
+    single_step: bool = False
+    rtm: bool = False
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return (
+            self.rtm << 16
+            | self.single_step << 14
+            | self.register_access << 13
+            | self.bus_lock << 11
+            | self.breakpoints
+        )
+
+    @classmethod
+    def decode(cls, value: int) -> DebugQualification:
+        """Read an exit qualification."""
+        return cls(
+            breakpoints=value & 0xF,
+            bus_lock=bool(value & 1 << 11),
+            register_access=bool(value & 1 << 13),
+            single_step=bool(value & 1 << 14),
+            rtm=bool(value & 1 << 16),
+        )
+
+
+class MwaitQualification(NamedTuple):
+    """MWAIT: bit 0 says whether a MONITOR is armed."""
+
+    armed: bool
+
+    def encode(self) -> int:
+        """The exit qualification."""
+        return int(self.armed)
+
+    @classmethod
+    def decode(cls, value: int) -> MwaitQualification:
+        """Read an exit qualification."""
+        return cls(bool(value & 1))
+
+
+class EntryFailure:
+    """Exit qualifications of INVALID_STATE; 0 says no more than that."""
+
+    PDPTE = 2
+    NMI_INJECTION = 3
+    VMCS_LINK_POINTER = 4
+
+
+def _address_size_code(size: int) -> int:
+    return size.bit_length() - 2
+
+
+class MemoryAddress(NamedTuple):
+    """How an instruction names its memory operand; the displacement is the exit qualification.
+
+    27 no base   26:23 base   22 no index   21:18 index   17:15 segment   9:7 address size
+    1:0 scaling
+    """
+
+    segment: int = 3
+    base: int | None = None
+    index_reg: int | None = None
+    scale: int = 1
+    address_size: int = 8
+    """In bytes: 2, 4 or 8."""
+
+    def encode(self) -> int:
+        """Its bits of the instruction information."""
+        info = self.segment << 15 | _address_size_code(self.address_size) << 7
+        info |= 1 << 27 if self.base is None else self.base << 23
+        if self.index_reg is None:
+            return info | 1 << 22
+        return info | self.index_reg << 18 | self.scale.bit_length() - 1
+
+    @classmethod
+    def decode(cls, info: int) -> MemoryAddress:
+        """Read its bits of the instruction information."""
+        indexed = not info & 1 << 22
+        return cls(
+            segment=info >> 15 & 7,
+            base=None if info & 1 << 27 else info >> 23 & 0xF,
+            index_reg=info >> 18 & 0xF if indexed else None,
+            scale=1 << (info & 3) if indexed else 1,
+            address_size=2 << (info >> 7 & 3),
+        )
+
+
+class VmxInstructionInfo(NamedTuple):
+    """VMREAD and VMWRITE; without registers also VMCLEAR, VMPTRLD, VMPTRST, VMXON, XSAVES, XRSTORS,
+    INVEPT, INVVPID and INVPCID.
+
+    31:28 second register   10 register operand (then 6:3 is the register)   else: memory address
+    """
+
+    address: MemoryAddress | None = None
+    reg1: int = 0
+    reg2: int = 0
+
+    def encode(self) -> int:
+        """The instruction information."""
+        if self.address is None:
+            return self.reg2 << 28 | 1 << 10 | self.reg1 << 3
+        return self.reg2 << 28 | self.address.encode()
+
+    @classmethod
+    def decode(cls, info: int) -> VmxInstructionInfo:
+        """Read an instruction information."""
+        if info & 1 << 10:
+            return cls(None, info >> 3 & 0xF, info >> 28 & 0xF)
+        return cls(MemoryAddress.decode(info), 0, info >> 28 & 0xF)
+
+
+class TableInstruction(IntEnum):
+    """Which instruction a GDTR_IDTR exit is about."""
+
+    SGDT = 0
+    SIDT = 1
+    LGDT = 2
+    LIDT = 3
+
+
+class GdtrIdtrInfo(NamedTuple):
+    """LGDT, LIDT, SGDT, SIDT.
+
+    29:28 instruction   11 operand size (0: 16 bits; 1: 32)   else: memory address
+    """
+
+    instruction: TableInstruction
+    address: MemoryAddress
+    operand_32: bool = True
+
+    def encode(self) -> int:
+        """The instruction information."""
+        return self.instruction << 28 | self.operand_32 << 11 | self.address.encode()
+
+    @classmethod
+    def decode(cls, info: int) -> GdtrIdtrInfo:
+        """Read an instruction information."""
+        return cls(
+            TableInstruction(info >> 28 & 3), MemoryAddress.decode(info), bool(info & 1 << 11)
+        )
+
+
+class SystemSegmentInstruction(IntEnum):
+    """Which instruction an LDTR_TR exit is about."""
+
+    SLDT = 0
+    STR = 1
+    LLDT = 2
+    LTR = 3
+
+
+class LdtrTrInfo(NamedTuple):
+    """LLDT, LTR, SLDT, STR.
+
+    29:28 instruction   10 register operand (then 6:3 is the register)   else: memory address
+    """
+
+    instruction: SystemSegmentInstruction
+    address: MemoryAddress | None = None
+    reg1: int = 0
+
+    def encode(self) -> int:
+        """The instruction information."""
+        if self.address is None:
+            return self.instruction << 28 | 1 << 10 | self.reg1 << 3
+        return self.instruction << 28 | self.address.encode()
+
+    @classmethod
+    def decode(cls, info: int) -> LdtrTrInfo:
+        """Read an instruction information."""
+        instruction = SystemSegmentInstruction(info >> 28 & 3)
+        if info & 1 << 10:
+            return cls(instruction, None, info >> 3 & 0xF)
+        return cls(instruction, MemoryAddress.decode(info))
+
+
+class RandomInfo(NamedTuple):
+    """RDRAND and RDSEED.
+
+    12:11 operand size (0: 16 bits; 1: 32; 2: 64)   6:3 destination register
+    """
+
+    reg: int
+    operand_size: int
+    """In bytes: 2, 4 or 8."""
+
+    def encode(self) -> int:
+        """The instruction information."""
+        return _address_size_code(self.operand_size) << 11 | self.reg << 3
+
+    @classmethod
+    def decode(cls, info: int) -> RandomInfo:
+        """Read an instruction information."""
+        return cls(info >> 3 & 0xF, 2 << (info >> 11 & 3))
+
+
+class StringIoInfo(NamedTuple):
+    """INS and OUTS.
+
+    17:15 segment (OUTS only)   9:7 address size
+    """
+
+    address_size: int
+    """In bytes: 2, 4 or 8."""
+    segment: int = 0
+
+    def encode(self) -> int:
+        """The instruction information."""
+        return self.segment << 15 | _address_size_code(self.address_size) << 7
+
+    @classmethod
+    def decode(cls, info: int) -> StringIoInfo:
+        """Read an instruction information."""
+        return cls(2 << (info >> 7 & 3), info >> 15 & 7)
