@@ -13,6 +13,7 @@ from enum import Enum
 
 from vmxsim.arch.controls import CpuBased
 from vmxsim.arch.vmcs_fields import Area, VmcsField, Width
+from vmxsim.vmx.bitmaps import HostPages
 from vmxsim.vmx.records import VmExit
 
 REVISION_ID = 0x0001_0004
@@ -48,11 +49,12 @@ class Vmcs:
     ``pin_based``, ``cpu_based``, ``secondary``, ``exit_controls``, ``entry_controls`` and
     ``exception_bitmap`` copy the fields of those names; ``secondary`` is 0 while the primary
     controls do not activate it. Change fields with ``write`` only, which keeps the copies.
+    ``host_pages`` is what physical addresses in it mean first; its Processor puts its own here.
     """
 
     __slots__ = (
         "address", "cpu_based", "entry_controls", "exception_bitmap", "exit_controls", "fields",
-        "last_exit", "launch_state", "pin_based", "secondary",
+        "host_pages", "last_exit", "launch_state", "pin_based", "secondary",
     )  # fmt: skip
 
     def __init__(self, address: int = 0, supported: Iterable[int] = FULL_FIELDS) -> None:
@@ -60,6 +62,7 @@ class Vmcs:
         self.launch_state = LaunchState.CLEAR
         self.fields: dict[int, int] = dict.fromkeys((int(field) for field in supported), 0)
         self.last_exit: VmExit | None = None
+        self.host_pages = HostPages()
         self.refresh()
 
     def refresh(self) -> None:
