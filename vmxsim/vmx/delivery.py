@@ -173,7 +173,7 @@ def _set_stack_pointer(cpu: Cpu, pointer: int, mask: int) -> None:
     cpu.gpr[Gpr.RSP] = kept | pointer
 
 
-# -- real mode ---------------------------------------------------------------------------------
+# -- real mode ----------------------------------------------------------------------------------
 
 
 def _through_ivt(event: Event, cpu: Cpu) -> None:

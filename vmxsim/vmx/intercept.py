@@ -112,7 +112,7 @@ def _interrupt_window(trap: EventTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
     return _WINDOW_EXIT if vmcs.cpu_based & CpuBased.INTERRUPT_WINDOW_EXITING else None
 
 
-# -- the table ------------------------------------------------------------------------------------
+# -- the table ----------------------------------------------------------------------------------
 
 # fmt: off
 INSTRUCTIONS: dict[TrapKind, InsnHandler] = {

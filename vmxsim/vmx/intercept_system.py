@@ -252,7 +252,7 @@ def getsec(trap: InsnTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
     return VmExit(ExitReason.GETSEC, 0, trap.insn.length)
 
 
-# -- VMX instructions: in non-root operation they exit at any privilege level ----------------------
+# -- VMX instructions: in non-root operation they exit at any privilege level -------------------
 
 
 def _check_vmx_mode(cpu: Cpu) -> None:
