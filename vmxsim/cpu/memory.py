@@ -16,7 +16,7 @@ from vmxsim.errors import ConfigError, EngineError
 
 PAGE = 4096
 GPA_LIMIT = 1 << 39
-"""Guest-physical addresses have 39 bits; the engine's own pages lie above."""
+"""Guest-physical addresses have 39 bits, one less than the engine's own."""
 
 
 class Region(NamedTuple):

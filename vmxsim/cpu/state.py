@@ -113,6 +113,16 @@ class CpuState:
         return 32 if hflags & image.HF_CS32 else 16
 
     @property
+    def hflags(self) -> int:
+        """The engine's own flags of the mode (image.HF_*)."""
+        return self._hflags.value
+
+    @property
+    def cs_base(self) -> int:
+        """The base of CS."""
+        return self._cs_base.value
+
+    @property
     def shadow(self) -> int:
         """Blocking by STI (1) or by MOV SS (2).
 
