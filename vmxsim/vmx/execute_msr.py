@@ -63,7 +63,7 @@ def wrmsr(trap: InsnTrap, vmcs: Vmcs, cpu: Cpu, clock: Clock) -> Event | None:
 
 
 def check_msr_value(cpu: Cpu, index: int, value: int) -> None:
-    """#GP for reserved bits, a non-canonical address, a bad memory type, LME changed under paging."""
+    """#GP for reserved bits, bad addresses and memory types, and LME changed under paging."""
     if value & ~_WRITABLE.get(index, MASK_64):
         raise_gp()
     if index in _CANONICAL and not canonical(value, 57 if cpu.cr4 & Cr4.LA57 else 48):
