@@ -29,7 +29,8 @@ examples:
 exit status of run:
   0 the guest halted for good, or asked for a reset    3 triple fault
   (v << 1) | 1 the guest wrote v to port 0xf4          124 --timeout ran out
-  2 bad usage or bad input                             130 interrupted by Ctrl-C
+  2 bad usage or input, or KVM could not go on         125 --max-exits reached
+                                                       130 interrupted by Ctrl-C
 """
 
 
@@ -149,7 +150,7 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     run.add_argument("--mode", choices=("real", "protected", "long"), help="the mode it starts in")
     run.add_argument("--load-address", type=address, metavar="N", help="where flat bytes go")
     run.add_argument("--entry", type=address, metavar="N", help="where to start, if not there")
-    run.add_argument("--memory", type=size, default=64 << 20, metavar="64M", help="guest RAM")
+    run.add_argument("--memory", type=size, metavar="64M", help="guest RAM")
     irqchip(run)
     run.add_argument("--clock", choices=("virtual", "host"), default="virtual",
                      help="virtual: repeatable (the default); host: real time")  # fmt: skip

@@ -144,7 +144,7 @@ class RealVm(Descriptor):
 
     def create_vcpu(self, id: int) -> RealVcpu:
         """KVM_CREATE_VCPU, and its shared pages mapped."""
-        return RealVcpu(self.ioctl(uapi.KVM_CREATE_VCPU, id), id, self.mmap_size)
+        return RealVcpu(self, self.ioctl(uapi.KVM_CREATE_VCPU, id), id)
 
     def close(self) -> None:
         """Give the machine back to the kernel. Close its vCPUs first."""
@@ -155,10 +155,12 @@ class RealVm(Descriptor):
 class RealVcpu(Descriptor):
     """A virtual processor of the kernel; ``kvm_run`` lies over the kernel's own page."""
 
-    def __init__(self, fd: int, id: int, mmap_size: int) -> None:
+    def __init__(self, vm: RealVm, fd: int, id: int) -> None:
         super().__init__(fd)
+        self.vm = vm
+        """Held, as the kernel holds it: the guest's memory must outlive its processors."""
         self.id = id
-        self.shared = mmap.mmap(fd, mmap_size)
+        self.shared = mmap.mmap(fd, vm.mmap_size)
         self.kvm_run = uapi.KvmRun.over(self.shared)
         self._thread = 0
         self._kicked = False

@@ -227,6 +227,7 @@ class FirstExits(TextTrace):
         self.lines: list[str] = []
         self.limit = limit
         self.exits = 0
+        self.counts: dict[str, int] = {}
         super().__init__(self.lines.append)
 
     def line(self, vcpu_id: int, now: int, event: str, text: str) -> None:
@@ -237,8 +238,21 @@ class FirstExits(TextTrace):
     def vm_exit(self, vcpu_id: int, now: int, rip: int, exit: ExitRecord) -> None:
         """Count it, and keep it when it is among the first."""
         self.exits += 1
+        name = reason_name(exit)
+        self.counts[name] = self.counts.get(name, 0) + 1
         if self.exits <= self.limit:
             super().vm_exit(vcpu_id, now, rip, exit)
+
+    def report(self) -> str:
+        """Give the lines that were kept, how many exits were not, and all of them by reason."""
+        told = list(self.lines)
+        if self.exits > self.limit:
+            told.append(f"... and {self.exits - self.limit} more (-v shows every one)\n")
+        counts = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count} {name}" for name, count in counts)
+        noun = "VM exit" if self.exits == 1 else "VM exits"
+        told.append(f"{self.exits} {noun}" + (f": {reasons}\n" if reasons else "\n"))
+        return "".join(told)
 
 
 class TraceFile:
