@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableSequence
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vmxsim.cpu.traps import Instruction, MemoryTrap, Operand, Trap, TrapKind
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 READ, WRITE, EXECUTE = 0, 1, 2
 
-FastOut = Callable[[int, int, int], bool]
-FastIn = Callable[[int, int], int]
-Buffer = Union[bytearray, memoryview]
+FastOut: TypeAlias = Callable[[int, int, int], bool]
+FastIn: TypeAlias = Callable[[int, int], int]
+Buffer: TypeAlias = bytearray | memoryview
 
 OPTIONAL_KINDS: frozenset[TrapKind] = frozenset(
     {
@@ -42,7 +42,7 @@ OPTIONAL_KINDS: frozenset[TrapKind] = frozenset(
 
 
 class Memory(Protocol):
-    """Guest-physical memory. Reading what nothing backs raises LookupError: ask ``backed`` first."""
+    """Guest-physical memory. Reading what nothing backs raises LookupError."""
 
     def read(self, gpa: int, size: int) -> bytes:
         """Bytes at a guest-physical address."""

@@ -7,7 +7,7 @@ from, then gives the next trap of the script.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableSequence
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias
 
 from vmxsim.arch.paging import PageFault
 from vmxsim.arch.registers import Cr0, Dr6, Dr7, Rflags
@@ -58,7 +58,7 @@ class Entered(NamedTuple):
     gpr: tuple[int, ...]
 
 
-Step = Union[Trap, Callable[["ScriptedCpu"], Trap]]
+Step: TypeAlias = "Trap | Callable[[ScriptedCpu], Trap]"
 """A trap to hand up, or a function that changes the cpu as a guest would and then gives one."""
 
 

@@ -31,7 +31,7 @@ class VmExit(NamedTuple):
 
 
 class VmFail(NamedTuple):
-    """A VMX instruction failed: VMfailValid with an error number, or VMfailInvalid (``error`` None).
+    """A VMX instruction failed: VMfailValid with its number, or VMfailInvalid (``error`` None).
 
     ``check`` names the failed VM-entry check, ``message`` says which field, its value, and what
     would satisfy the check.

@@ -8,30 +8,109 @@ fields in ``fields`` are always up to date, and what the exit path asks of them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import Enum
 
-from vmxsim.arch.controls import CpuBased
-from vmxsim.arch.vmcs_fields import Area, VmcsField, Width
+from vmxsim.arch import capabilities
+from vmxsim.arch.controls import CpuBased, EntryControls, ExitControls, PinBased, Secondary
+from vmxsim.arch.msrs import Msr
+from vmxsim.arch.vmcs_fields import Area, Width
+from vmxsim.arch.vmcs_fields import VmcsField as F
 from vmxsim.vmx.bitmaps import HostPages
 from vmxsim.vmx.records import VmExit
-
-REVISION_ID = 0x0001_0004
-"""What bits 30:0 of the first word of a VMXON or VMCS region must say."""
 
 NO_LINK = (1 << 64) - 1
 """The VMCS link pointer of a VMCS that has no shadow."""
 
-FULL_FIELDS: tuple[VmcsField, ...] = tuple(field for field in VmcsField if not field & 1)
-MASKS: dict[int, int] = {int(field): field.mask for field in FULL_FIELDS}
+# Each range of fields exists only on processors that allow the control it belongs to.
+# SDM Vol. 3, appendix "Field Encoding in VMCS", its notes.
+# fmt: off
+FIELDS_OF_CONTROLS: tuple[tuple[Msr, int, tuple[F, ...]], ...] = (
+    (Msr.IA32_VMX_TRUE_PINBASED_CTLS, PinBased.PROCESS_POSTED_INTERRUPTS,
+     (F.POSTED_INTR_NV, F.POSTED_INTR_DESC_ADDR)),
+    (Msr.IA32_VMX_TRUE_PINBASED_CTLS, PinBased.ACTIVATE_PREEMPTION_TIMER,
+     (F.VMX_PREEMPTION_TIMER_VALUE,)),
+    (Msr.IA32_VMX_TRUE_PROCBASED_CTLS, CpuBased.USE_MSR_BITMAPS, (F.MSR_BITMAP,)),
+    (Msr.IA32_VMX_TRUE_PROCBASED_CTLS, CpuBased.USE_TPR_SHADOW,
+     (F.VIRTUAL_APIC_PAGE_ADDR, F.TPR_THRESHOLD)),
+    (Msr.IA32_VMX_TRUE_PROCBASED_CTLS, CpuBased.ACTIVATE_SECONDARY_CONTROLS,
+     (F.SECONDARY_VM_EXEC_CONTROL,)),
+    (Msr.IA32_VMX_TRUE_PROCBASED_CTLS, CpuBased.ACTIVATE_TERTIARY_CONTROLS,
+     (F.TERTIARY_VM_EXEC_CONTROL, F.HLAT_PREFIX_SIZE, F.HLAT_POINTER, F.LAST_PID_POINTER_INDEX,
+      F.PID_POINTER_TABLE, F.IA32_SPEC_CTRL_MASK, F.IA32_SPEC_CTRL_SHADOW,
+      F.GUEST_APIC_TIMER_VECTOR, F.GUEST_DEADLINE_VIR, F.GUEST_DEADLINE_PHY)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_VPID, (F.VIRTUAL_PROCESSOR_ID,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.EPT_VIOLATION_VE,
+     (F.EPTP_INDEX, F.VIRT_EXCEPTION_INFO)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.VIRTUAL_INTERRUPT_DELIVERY,
+     (F.GUEST_INTR_STATUS, F.EOI_EXIT_BITMAP0, F.EOI_EXIT_BITMAP1, F.EOI_EXIT_BITMAP2,
+      F.EOI_EXIT_BITMAP3)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_PML, (F.GUEST_PML_INDEX, F.PML_ADDRESS)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.VIRTUALIZE_APIC_ACCESSES, (F.APIC_ACCESS_ADDR,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_VM_FUNCTIONS,
+     (F.VM_FUNCTION_CONTROL, F.EPTP_LIST_ADDRESS)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_EPT,
+     (F.EPT_POINTER, F.GUEST_PHYSICAL_ADDRESS, F.GUEST_PDPTR0, F.GUEST_PDPTR1, F.GUEST_PDPTR2,
+      F.GUEST_PDPTR3)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.VMCS_SHADOWING, (F.VMREAD_BITMAP, F.VMWRITE_BITMAP)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_XSAVES, (F.XSS_EXIT_BITMAP,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_ENCLS_EXITING, (F.ENCLS_EXITING_BITMAP,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_ENCLV_EXITING, (F.ENCLV_EXITING_BITMAP,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.SUB_PAGE_WRITE_PERMISSIONS, (F.SPPTP,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.USE_TSC_SCALING, (F.TSC_MULTIPLIER,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.ENABLE_PCONFIG, (F.PCONFIG_EXITING_BITMAP,)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.PASID_TRANSLATION,
+     (F.LOW_PASID_DIRECTORY, F.HIGH_PASID_DIRECTORY)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.PAUSE_LOOP_EXITING, (F.PLE_GAP, F.PLE_WINDOW)),
+    (Msr.IA32_VMX_PROCBASED_CTLS2, Secondary.INSTRUCTION_TIMEOUT, (F.NOTIFY_WINDOW,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.ACTIVATE_SECONDARY_CONTROLS,
+     (F.SECONDARY_VM_EXIT_CONTROLS,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.LOAD_PAT, (F.HOST_IA32_PAT,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.LOAD_EFER, (F.HOST_IA32_EFER,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.LOAD_PERF_GLOBAL_CTRL,
+     (F.HOST_IA32_PERF_GLOBAL_CTRL,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.LOAD_PKRS, (F.HOST_IA32_PKRS,)),
+    (Msr.IA32_VMX_TRUE_EXIT_CTLS, ExitControls.LOAD_CET_STATE,
+     (F.HOST_S_CET, F.HOST_SSP, F.HOST_INTR_SSP_TABLE)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_PAT, (F.GUEST_IA32_PAT,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_EFER, (F.GUEST_IA32_EFER,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_PERF_GLOBAL_CTRL,
+     (F.GUEST_IA32_PERF_GLOBAL_CTRL,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_BNDCFGS, (F.GUEST_BNDCFGS,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_RTIT_CTL, (F.GUEST_IA32_RTIT_CTL,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_LBR_CTL, (F.GUEST_IA32_LBR_CTL,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_PKRS, (F.GUEST_IA32_PKRS,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_UINV, (F.GUEST_UINV,)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_CET_STATE,
+     (F.GUEST_S_CET, F.GUEST_SSP, F.GUEST_INTR_SSP_TABLE)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_FRED,
+     tuple(field for field in F if "FRED" in field.name or "EVENT_DATA" in field.name)),
+    (Msr.IA32_VMX_TRUE_ENTRY_CTLS, EntryControls.LOAD_SPEC_CTRL,
+     (F.GUEST_IA32_SPEC_CTRL, F.HOST_IA32_SPEC_CTRL)),
+)
+# fmt: on
+TDX_FIELDS = frozenset({F.SHARED_EPT_POINTER, F.SEAM_GUEST_KEYID, F.MSR_DATA})
+
+
+def _supported() -> tuple[int, ...]:
+    absent = {int(field) for field in TDX_FIELDS}
+    for msr, control, fields in FIELDS_OF_CONTROLS:
+        if not capabilities.value(msr) >> 32 & control:
+            absent.update(int(field) for field in fields)
+    return tuple(int(field) for field in F if not field & 1 and field not in absent)
+
+
+SUPPORTED: tuple[int, ...] = _supported()
+"""The full encodings this processor has, in the order of the appendix."""
+
+MASKS: dict[int, int] = {field: F(field).mask for field in SUPPORTED}
 LOW_32 = 0xFFFF_FFFF
 
-_PIN = int(VmcsField.PIN_BASED_VM_EXEC_CONTROL)
-_CPU = int(VmcsField.CPU_BASED_VM_EXEC_CONTROL)
-_SECONDARY = int(VmcsField.SECONDARY_VM_EXEC_CONTROL)
-_EXIT = int(VmcsField.VM_EXIT_CONTROLS)
-_ENTRY = int(VmcsField.VM_ENTRY_CONTROLS)
-_BITMAP = int(VmcsField.EXCEPTION_BITMAP)
+_PIN = int(F.PIN_BASED_VM_EXEC_CONTROL)
+_CPU = int(F.CPU_BASED_VM_EXEC_CONTROL)
+_SECONDARY = int(F.SECONDARY_VM_EXEC_CONTROL)
+_EXIT = int(F.VM_EXIT_CONTROLS)
+_ENTRY = int(F.VM_ENTRY_CONTROLS)
+_BITMAP = int(F.EXCEPTION_BITMAP)
 _CACHED = frozenset({_PIN, _CPU, _SECONDARY, _EXIT, _ENTRY, _BITMAP})
 _ACTIVATE_SECONDARY = CpuBased.ACTIVATE_SECONDARY_CONTROLS
 
@@ -57,12 +136,12 @@ class Vmcs:
         "host_pages", "last_exit", "launch_state", "pin_based", "secondary",
     )  # fmt: skip
 
-    def __init__(self, address: int = 0, supported: Iterable[int] = FULL_FIELDS) -> None:
+    def __init__(self, address: int = 0, host_pages: HostPages | None = None) -> None:
         self.address = address
+        self.host_pages = HostPages() if host_pages is None else host_pages
         self.launch_state = LaunchState.CLEAR
-        self.fields: dict[int, int] = dict.fromkeys((int(field) for field in supported), 0)
+        self.fields: dict[int, int] = dict.fromkeys(SUPPORTED, 0)
         self.last_exit: VmExit | None = None
-        self.host_pages = HostPages()
         self.refresh()
 
     def refresh(self) -> None:
