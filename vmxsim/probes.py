@@ -82,6 +82,18 @@ class Instrument:
     ) -> None:
         """An access to guest-physical memory that is no RAM."""
 
+    def unclaimed(
+        self,
+        vcpu_id: int,
+        now: int,
+        is_port: bool,
+        is_write: bool,
+        address: int,
+        size: int,
+        value: int,
+    ) -> None:
+        """Nobody claims this port or guest-physical address; a read gave all ones."""
+
     def msr(
         self, vcpu_id: int, now: int, is_write: bool, index: int, value: int, fault: bool
     ) -> None:
@@ -126,6 +138,9 @@ class Probes:
         self.handled: tuple[Callable[[int, int, ExitRecord, bool, int], None], ...] = ()
         self.pio: tuple[Callable[[int, int, bool, int, int, int, int], None], ...] = ()
         self.mmio: tuple[Callable[[int, int, bool, int, int, int], None], ...] = ()
+        self.unclaimed: tuple[
+            Callable[[int, int, bool, bool, int, int, int], None], ...
+        ] = ()
         self.msr: tuple[Callable[[int, int, bool, int, int, bool], None], ...] = ()
         self.cr: tuple[Callable[[int, int, bool, int, int], None], ...] = ()
         self.cpuid: tuple[Callable[[int, int, int, int, int, int, int, int, bool], None], ...] = ()

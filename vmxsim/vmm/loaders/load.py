@@ -67,7 +67,6 @@ def _listing(text: str, name: str, config: Config) -> Image:
 
 
 def _overruled(image: Image, config: Config) -> Image:
-    if config.load_address is not None:
-        raise InputError(f"{image.name}: a placed image takes no load address")
+    """A placed image stays where it is; mode and entry can still be chosen."""
     entry = image.entry if config.entry is None else config.entry
     return image._replace(mode=config.mode or image.mode, entry=entry)
