@@ -32,8 +32,8 @@ class When(Enum):
     RDPMC_EXITING = "RDPMC exiting"
     RDTSC_EXITING = "RDTSC exiting"
     CR_EXITING = (
-        "CR0 and CR4: a masked bit would differ from its read shadow; CR3: CR3-load and"
-        " CR3-store exiting; CR8: CR8-load and CR8-store exiting"
+        "CR0 and CR4: a masked bit would differ from its read shadow; CR3: CR3-load exiting and"
+        " CR3-store exiting; CR8: CR8-load exiting and CR8-store exiting"
     )
     MOV_DR_EXITING = "MOV-DR exiting"
     IO_EXITING = "unconditional I/O exiting, or the port's bit with use I/O bitmaps"
@@ -44,6 +44,7 @@ class When(Enum):
     USE_TPR_SHADOW = "use TPR shadow"
     VIRTUALIZE_APIC_ACCESSES = "virtualize APIC accesses"
     VIRTUAL_INTERRUPT_DELIVERY = "virtual-interrupt delivery"
+    APIC_REGISTER_VIRTUALIZATION = "APIC-register virtualization or virtual-interrupt delivery"
     DESCRIPTOR_TABLE_EXITING = "descriptor-table exiting"
     ENABLE_EPT = "enable EPT"
     RDTSCP_EXITING = "RDTSC exiting, with enable RDTSCP (without it: #UD)"
@@ -52,7 +53,7 @@ class When(Enum):
     RDRAND_EXITING = "RDRAND exiting"
     INVPCID_EXITING = "INVLPG exiting, with enable INVPCID (without it: #UD)"
     VM_FUNCTIONS = "enable VM functions, with EAX not naming an enabled function"
-    ENCLS_EXITING = "ENCLS exiting, and the leaf's bit in the ENCLS-exiting bitmap"
+    ENCLS_EXITING = "enable ENCLS exiting, and the leaf's bit in the ENCLS-exiting bitmap"
     RDSEED_EXITING = "RDSEED exiting"
     ENABLE_PML = "enable PML"
     XSS_BITMAP = "enable XSAVES/XRSTORS, and a bit of the XSS-exiting bitmap"
@@ -60,7 +61,7 @@ class When(Enum):
     SUB_PAGE_PERMISSIONS = "sub-page write permissions for EPT"
     USER_WAIT = "RDTSC exiting, with enable user wait and pause (without it: #UD)"
     LOADIWKEY_EXITING = "LOADIWKEY exiting"
-    ENCLV_EXITING = "ENCLV exiting, and the leaf's bit in the ENCLV-exiting bitmap"
+    ENCLV_EXITING = "enable ENCLV exiting, and the leaf's bit in the ENCLV-exiting bitmap"
     PASID_TRANSLATION = "PASID translation"
     BUS_LOCK_DETECTION = "VMM bus-lock detection"
     INSTRUCTION_TIMEOUT = "instruction timeout"
@@ -138,7 +139,7 @@ class ExitReason(IntEnum):
     INVVPID             = (53, When.ALWAYS, "The guest executed INVVPID; it is a hypervisor itself.")
     WBINVD              = (54, When.WBINVD_EXITING, "The guest executed WBINVD or WBNOINVD: write the caches back.")
     XSETBV              = (55, When.ALWAYS, "The guest executed XSETBV: choose which register states XSAVE manages.")
-    APIC_WRITE          = (56, When.VIRTUAL_INTERRUPT_DELIVERY, "The guest wrote a local APIC register that the processor virtualizes only in part.", True)
+    APIC_WRITE          = (56, When.APIC_REGISTER_VIRTUALIZATION, "The guest wrote a local APIC register that the processor virtualizes only in part.", True)
     RDRAND              = (57, When.RDRAND_EXITING, "The guest executed RDRAND: a random number.")
     INVPCID             = (58, When.INVPCID_EXITING, "The guest executed INVPCID: forget translations of an address space.")
     VMFUNC              = (59, When.VM_FUNCTIONS, "The guest executed VMFUNC with a function that is not enabled.")
@@ -265,8 +266,8 @@ DIALECTS: dict[ExitReason, Dialect] = {
     ExitReason.MONITOR_INSTRUCTION: Dialect("MONITOR"),
     ExitReason.PAUSE_INSTRUCTION:   Dialect("PAUSE"),
     ExitReason.MCE_DURING_VMENTRY:  Dialect("VMENTRY_MC", "", "KVM_EXIT_FAIL_ENTRY"),
-    ExitReason.TPR_BELOW_THRESHOLD: Dialect("TPR_THRESHOLD", "", "KVM_EXIT_TPR_ACCESS"),
-    ExitReason.APIC_ACCESS:         Dialect("APIC_ACCESS"),
+    ExitReason.TPR_BELOW_THRESHOLD: Dialect("TPR_THRESHOLD"),
+    ExitReason.APIC_ACCESS:         Dialect("APIC_ACCESS", "", "KVM_EXIT_TPR_ACCESS"),
     ExitReason.EOI_INDUCED:         Dialect("VIRTUALIZED_EOI", "X64ApicEoi", "KVM_EXIT_IOAPIC_EOI"),
     ExitReason.GDTR_IDTR:           Dialect("GDTR_IDTR"),
     ExitReason.LDTR_TR:             Dialect("LDTR_TR"),
