@@ -9,6 +9,15 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from vmxsim.arch.instruction_info import GdtrIdtrInfo as GdtrIdtrInfo
+from vmxsim.arch.instruction_info import LdtrTrInfo as LdtrTrInfo
+from vmxsim.arch.instruction_info import MemoryAddress as MemoryAddress
+from vmxsim.arch.instruction_info import RandomInfo as RandomInfo
+from vmxsim.arch.instruction_info import StringIoInfo as StringIoInfo
+from vmxsim.arch.instruction_info import SystemSegmentInstruction as SystemSegmentInstruction
+from vmxsim.arch.instruction_info import TableInstruction as TableInstruction
+from vmxsim.arch.instruction_info import VmxInstructionInfo as VmxInstructionInfo
+
 
 class Direction(IntEnum):
     """Direction of an I/O instruction, as bit 3 of its qualification has it."""
