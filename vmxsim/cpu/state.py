@@ -90,7 +90,8 @@ class CpuState:
         self._cc_src.value = value & ARITHMETIC
         self._cc_op.value = image.CC_OP_EFLAGS
         self._df.value = -1 if value & Rflags.DF else 1
-        self._eflags.value = value & ~(ARITHMETIC | Rflags.DF) | 2
+        # The engine takes its lazy flags from here when it starts to run.
+        self._eflags.value = value | 2
         if (before ^ value) & Rflags.VM:
             self._refresh()
 
