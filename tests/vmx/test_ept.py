@@ -24,7 +24,9 @@ READ_ONLY = {"readable": True, "executable": True}
         (0, 0, False, EptQualification(read=True, **LINEAR)),
     ],
 )
-def test_qualification_and_addresses(access, gva, present, expected):
+def test_qualification_and_addresses(
+    access: int, gva: int | None, present: bool, expected: EptQualification
+) -> None:
     trap = MemoryTrap(TrapKind.MEMORY, 0x1000, 0xFED0_0000, 4, access, 7, gva, present)
     vm_exit = ept_violation(trap)
     assert vm_exit.reason is ExitReason.EPT_VIOLATION

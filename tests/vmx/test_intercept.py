@@ -1,28 +1,15 @@
 """The "does it exit?" table: each instruction with its control set and clear, in each mode."""
 
+# One row, one line.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 import pytest
-from .vmx_guests import (
-    COMPATIBILITY,
-    EVERY_MODE,
-    KERNEL_MODES,
-    LONG,
-    PROTECTED,
-    PROTECTED16,
-    PROTECTED_MODES,
-    RAM,
-    REAL,
-    RIP,
-    TSS,
-    V8086,
-    VMX_MODES,
-    cpu_in,
-    trap_of,
-    vmcs_with,
-)
 
 from vmxsim.arch.controls import CpuBased, ExitControls, PinBased, Secondary
 from vmxsim.arch.events import Event, EventType, Vector, fault
@@ -46,10 +33,31 @@ from vmxsim.arch.qualifications import (
 )
 from vmxsim.arch.registers import Cr0, Cr4, Dr6, Gpr, Rflags
 from vmxsim.arch.segments import Segment
+from vmxsim.cpu.scripted import ScriptedCpu
 from vmxsim.cpu.traps import EventTrap, ExceptionTrap, MemoryTrap, TrapKind
 from vmxsim.vmx.intercept import event_exit, intercept, intercept_table
 from vmxsim.vmx.records import VmExit
 
+from .vmx_guests import (
+    COMPATIBILITY,
+    EVERY_MODE,
+    KERNEL_MODES,
+    LONG,
+    PROTECTED,
+    PROTECTED16,
+    PROTECTED_MODES,
+    RAM,
+    REAL,
+    RIP,
+    TSS,
+    V8086,
+    VMX_MODES,
+    cpu_in,
+    trap_of,
+    vmcs_with,
+)
+
+Described: TypeAlias = VmxInstructionInfo | GdtrIdtrInfo | LdtrTrInfo | RandomInfo
 P, S = "CPU_BASED_VM_EXEC_CONTROL", "SECONDARY_VM_EXEC_CONTROL"
 
 
@@ -62,7 +70,7 @@ class Row(NamedTuple):
     word: str
     bit: int
     modes: tuple[str, ...]
-    always: dict[str, int] = {}
+    always: Mapping[str, int] = MappingProxyType({})
     """VMCS fields that stay set when the control is clear."""
 
 
@@ -124,7 +132,7 @@ UNCONDITIONAL = [
 @pytest.mark.parametrize(
     ("row", "mode"), [pytest.param(r, m, id=f"{r.guest}, {m}") for r in CONTROLLED for m in r.modes]
 )
-def test_a_control_decides(row, mode):
+def test_a_control_decides(row: Row, mode: str) -> None:
     cpu = cpu_in(mode)
     trap = trap_of(row.code, mode, cpu)
     fields = dict(row.always)
@@ -140,7 +148,7 @@ def test_a_control_decides(row, mode):
     ("code", "reason", "mode"),
     [pytest.param(c, r, m, id=f"{n}, {m}") for n, c, r, modes in UNCONDITIONAL for m in modes],
 )
-def test_no_control_is_needed(code, reason, mode):
+def test_no_control_is_needed(code: str, reason: ExitReason, mode: str) -> None:
     cpu = cpu_in(mode)
     cpu.cr4 |= Cr4.OSXSAVE | Cr4.SMXE | Cr4.VMXE
     vm_exit = intercept(trap_of(code, mode, cpu), vmcs_with(), cpu)
@@ -148,7 +156,7 @@ def test_no_control_is_needed(code, reason, mode):
     assert (vm_exit.reason, vm_exit.instruction_length) == (reason, len(bytes.fromhex(code)))
 
 
-def test_every_kind_has_a_row():
+def test_every_kind_has_a_row() -> None:
     assert intercept_table.keys() == set(TrapKind)
 
 
@@ -161,14 +169,14 @@ UD, GP = fault(Vector.UD), fault(Vector.GP, 0)
 @pytest.mark.parametrize(
     "code", [c for n, c, r, modes in UNCONDITIONAL if modes == VMX_MODES], ids=lambda c: c
 )
-def test_vmx_instructions_are_undefined_in_modes_without_them(code, mode):
+def test_vmx_instructions_are_undefined_in_modes_without_them(code: str, mode: str) -> None:
     cpu = cpu_in(mode)
     cpu.cr4 |= Cr4.VMXE
     assert intercept(trap_of(code, mode, cpu), vmcs_with(), cpu) == UD
 
 
 @pytest.mark.parametrize("mode", [PROTECTED, LONG])
-def test_vmx_instructions_exit_before_they_look_at_the_privilege_level(mode):
+def test_vmx_instructions_exit_before_they_look_at_the_privilege_level(mode: str) -> None:
     cpu = cpu_in(mode, cpl=3)
     vm_exit = intercept(trap_of("0f 01 c3", mode, cpu), vmcs_with(), cpu)
     assert vm_exit == VmExit(ExitReason.VMRESUME, instruction_length=3)
@@ -201,7 +209,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("mode", [PROTECTED, LONG])
 @pytest.mark.parametrize("row", FAULTS, ids=lambda row: row[0])
-def test_a_fault_comes_first(row, mode):
+def test_a_fault_comes_first(row: tuple[str, str, int, int, int, int, Event], mode: str) -> None:
     _, code, cpl, cr4, primary, secondary, outcome = row
     cpu = cpu_in(mode, cpl=cpl)
     cpu.cr4 |= cr4
@@ -209,7 +217,7 @@ def test_a_fault_comes_first(row, mode):
     assert intercept(trap_of(code, mode, cpu), vmcs, cpu) == outcome
 
 
-def test_in_real_mode_a_fault_has_no_error_code():
+def test_in_real_mode_a_fault_has_no_error_code() -> None:
     cpu = cpu_in(REAL)
     cpu.cr4 |= Cr4.OSXSAVE
     cpu.set_segment(Segment.SS, cpu.segment(Segment.SS)._replace(access_rights=0x93 | 3 << 5))
@@ -237,7 +245,7 @@ IO_ROWS = [
 
 @pytest.mark.parametrize("mode", [PROTECTED, COMPATIBILITY, LONG])
 @pytest.mark.parametrize("row", IO_ROWS, ids=lambda row: row[0])
-def test_io_qualification(row, mode):
+def test_io_qualification(row: tuple[str, str, IoQualification], mode: str) -> None:
     _, code, expected = row
     cpu = cpu_in(mode)
     cpu.gpr[Gpr.RDX], cpu.gpr[Gpr.RCX] = 0xE4E5, 2
@@ -259,7 +267,9 @@ def test_io_qualification(row, mode):
         ("insb", "6c", REAL, StringIoInfo(2), 0x6000),
     ],
 )
-def test_string_io_says_where_in_memory(guest, code, mode, info, address):
+def test_string_io_says_where_in_memory(
+    guest: str, code: str, mode: str, info: StringIoInfo, address: int
+) -> None:
     cpu = cpu_in(mode)
     cpu.gpr[Gpr.RDI], cpu.gpr[Gpr.RSI] = 0x1_2345_6000, 0x1_7777_0000
     cpu.set_segment(Segment.FS, cpu.segment(Segment.FS)._replace(base=0x400))
@@ -268,14 +278,14 @@ def test_string_io_says_where_in_memory(guest, code, mode, info, address):
     assert vm_exit.guest_linear_address == address
 
 
-def test_string_io_with_a_count_of_zero_does_no_io():
+def test_string_io_with_a_count_of_zero_does_no_io() -> None:
     cpu = cpu_in(PROTECTED)
     cpu.gpr[Gpr.RCX] = 0
     assert intercept(trap_of("f3 6c", PROTECTED, cpu), vmcs_with(**IO), cpu) is None
     assert intercept(trap_of("6c", PROTECTED, cpu), vmcs_with(**IO), cpu) is not None
 
 
-def test_io_bitmaps_replace_unconditional_exiting():
+def test_io_bitmaps_replace_unconditional_exiting() -> None:
     vmcs = vmcs_with(
         CPU_BASED_VM_EXEC_CONTROL=CpuBased.USE_IO_BITMAPS | CpuBased.UNCONDITIONAL_IO_EXITING,
         IO_BITMAP_A=0x10_0000,
@@ -290,7 +300,9 @@ def test_io_bitmaps_replace_unconditional_exiting():
     assert intercept(trap_of("e4 61", REAL, cpu), vmcs, cpu) is None
 
 
-def user_io(iopl: int, allowed: int | None = None, mode: str = PROTECTED, limit: int = 0x2068):
+def user_io(
+    iopl: int, allowed: int | None = None, mode: str = PROTECTED, limit: int = 0x2068
+) -> ScriptedCpu:
     """A user program doing OUT 0x80, with a permission bitmap at offset 0x68 of its TSS."""
     cpu = cpu_in(mode, cpl=3)
     cpu.rflags |= iopl << 12
@@ -319,7 +331,7 @@ PERMISSION = [
 
 
 @pytest.mark.parametrize("row", PERMISSION, ids=lambda row: row[0])
-def test_port_permission_comes_before_the_exit(row):
+def test_port_permission_comes_before_the_exit(row: tuple[str, ScriptedCpu, bool]) -> None:
     _, cpu, permitted = row
     mode = V8086 if cpu.rflags & Rflags.VM else LONG if cpu.efer else PROTECTED
     outcome = intercept(trap_of("e6 80", mode, cpu), vmcs_with(**IO), cpu)
@@ -329,13 +341,13 @@ def test_port_permission_comes_before_the_exit(row):
         assert outcome == GP
 
 
-def test_a_16_bit_tss_has_no_permission_bitmap():
+def test_a_16_bit_tss_has_no_permission_bitmap() -> None:
     cpu = user_io(0, allowed=0x80)
     cpu.set_segment(Segment.TR, cpu.segment(Segment.TR)._replace(access_rights=0x83))
     assert intercept(trap_of("e6 80", PROTECTED, cpu), vmcs_with(**IO), cpu) == GP
 
 
-def test_a_tss_outside_memory_is_an_ept_violation():
+def test_a_tss_outside_memory_is_an_ept_violation() -> None:
     cpu = user_io(0)
     cpu.set_segment(Segment.TR, cpu.segment(Segment.TR)._replace(base=RAM + 0x1000))
     vm_exit = intercept(trap_of("e6 80", PROTECTED, cpu), vmcs_with(**IO), cpu)
@@ -349,7 +361,7 @@ def test_a_tss_outside_memory_is_an_ept_violation():
 @pytest.mark.parametrize(
     ("code", "offset"), [("0f 32", 0), ("0f 30", 2048)], ids=["rdmsr", "wrmsr"]
 )
-def test_msr_bitmaps_let_an_msr_through(code, offset):
+def test_msr_bitmaps_let_an_msr_through(code: str, offset: int) -> None:
     bitmap = bytearray(b"\xff" * 4096)
     bitmap[offset + 1024 + (0x82 >> 3)] &= ~(1 << (0x82 & 7))
     vmcs = vmcs_with(CPU_BASED_VM_EXEC_CONTROL=CpuBased.USE_MSR_BITMAPS, MSR_BITMAP=0x7000)
@@ -377,7 +389,9 @@ CR0_CASES = [
 
 @pytest.mark.parametrize("mode", KERNEL_MODES)
 @pytest.mark.parametrize(("mask", "shadow", "value", "exits"), CR0_CASES)
-def test_cr0_and_cr4_by_mask_and_shadow(mask, shadow, value, exits, mode):
+def test_cr0_and_cr4_by_mask_and_shadow(
+    mask: int, shadow: int, value: int, exits: bool, mode: str
+) -> None:
     for number, code in ((0, "0f 22 c3"), (4, "0f 22 e3")):
         cpu = cpu_in(mode)
         cpu.gpr[Gpr.RBX] = value | 1 << 40
@@ -393,7 +407,7 @@ def test_cr0_and_cr4_by_mask_and_shadow(mask, shadow, value, exits, mode):
 @pytest.mark.parametrize(
     ("count", "exits"), [(0, True), (1, True), (2, False), (4, False)], ids=lambda v: str(v)
 )
-def test_cr3_targets_do_not_exit(count, exits):
+def test_cr3_targets_do_not_exit(count: int, exits: bool) -> None:
     cpu = cpu_in(LONG)
     cpu.gpr[Gpr.RAX] = 0x8000
     vmcs = vmcs_with(
@@ -416,7 +430,7 @@ CR_QUALIFICATIONS = [
 
 
 @pytest.mark.parametrize("row", CR_QUALIFICATIONS, ids=lambda row: row[0])
-def test_cr_qualification(row):
+def test_cr_qualification(row: tuple[str, str, CrQualification]) -> None:
     _, code, expected = row
     cpu = cpu_in(LONG)
     every = (1 << 32) - 1 & ~CpuBased.ACTIVATE_SECONDARY_CONTROLS
@@ -429,7 +443,7 @@ def test_cr_qualification(row):
     [(0, 0, False), (0, Cr0.TS, False), (Cr0.TS, 0, False), (Cr0.TS, Cr0.TS, True)],
 )
 @pytest.mark.parametrize("mode", KERNEL_MODES)
-def test_clts(mask, shadow, exits, mode):
+def test_clts(mask: int, shadow: int, exits: bool, mode: str) -> None:
     cpu = cpu_in(mode)
     vmcs = vmcs_with(CR0_GUEST_HOST_MASK=mask, CR0_READ_SHADOW=shadow)
     outcome = intercept(trap_of("0f 06", mode, cpu), vmcs, cpu)
@@ -451,7 +465,9 @@ def test_clts(mask, shadow, exits, mode):
         (0xF0, 0, 0xFFFF, False),  # only bits 3:0 count
     ],
 )
-def test_lmsw_from_a_register_and_from_memory(mask, shadow, source, exits):
+def test_lmsw_from_a_register_and_from_memory(
+    mask: int, shadow: int, source: int, exits: bool
+) -> None:
     for mode in KERNEL_MODES:
         cpu = cpu_in(mode)
         cpu.gpr[Gpr.RAX] = 0x5A_0000 | source
@@ -471,7 +487,7 @@ def test_lmsw_from_a_register_and_from_memory(mask, shadow, source, exits):
         assert from_memory.guest_linear_address == 0x600
 
 
-def test_lmsw_reads_its_operand_before_it_can_exit():
+def test_lmsw_reads_its_operand_before_it_can_exit() -> None:
     cpu = cpu_in(PROTECTED)
     cpu.gpr[Gpr.RDI] = RAM + 0x10
     trap = trap_of("0f 01 37", PROTECTED, cpu)
@@ -490,7 +506,9 @@ DR_ROWS = [
 
 @pytest.mark.parametrize("row", DR_ROWS, ids=lambda row: row[0])
 @pytest.mark.parametrize("vector", [None, Vector.GP, Vector.UD], ids=["trap", "#GP", "#UD"])
-def test_mov_dr_exits_before_its_own_faults(row, vector):
+def test_mov_dr_exits_before_its_own_faults(
+    row: tuple[str, str, DrQualification], vector: int | None
+) -> None:
     _, code, expected = row
     cpu = cpu_in(LONG)
     trap = trap_of(code, LONG, cpu)
@@ -539,7 +557,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("row", DESCRIBED, ids=lambda row: row[0])
-def test_displacement_and_instruction_information(row):
+def test_displacement_and_instruction_information(row: tuple[str, str, int, Described]) -> None:
     _, code, displacement, information = row
     cpu = cpu_in(LONG)
     vm_exit = intercept(trap_of(code, LONG, cpu), vmcs_with(**EVERYTHING), cpu)
@@ -547,7 +565,7 @@ def test_displacement_and_instruction_information(row):
     assert described == (displacement, information)
 
 
-def test_16_bit_addressing_in_the_instruction_information():
+def test_16_bit_addressing_in_the_instruction_information() -> None:
     cpu = cpu_in(REAL)
     vm_exit = intercept(trap_of("0f 01 50 fe", REAL, cpu), vmcs_with(**EVERYTHING), cpu)
     address = MemoryAddress(Segment.DS, Gpr.RBX, Gpr.RSI, 1, 2)
@@ -564,7 +582,7 @@ def test_16_bit_addressing_in_the_instruction_information():
         ("0f 01 3d 00 00 00 00", LONG, RIP + 7),
     ],
 )
-def test_invlpg_reports_the_linear_address(code, mode, address):
+def test_invlpg_reports_the_linear_address(code: str, mode: str, address: int) -> None:
     cpu = cpu_in(mode)
     cpu.gpr[Gpr.RDI] = 0x8000_4000 if mode == PROTECTED else 0xFFFF_8000_0000_4000
     cpu.set_segment(Segment.GS, cpu.segment(Segment.GS)._replace(base=1))
@@ -576,7 +594,7 @@ def test_invlpg_reports_the_linear_address(code, mode, address):
 
 
 @pytest.mark.parametrize("mode", EVERY_MODE)
-def test_software_interrupts_and_system_calls_never_exit(mode):
+def test_software_interrupts_and_system_calls_never_exit(mode: str) -> None:
     cpu = cpu_in(mode)
     codes = ["cd 80", "cc", "f1"] + (["0f 05", "0f 34"] if mode == LONG else ["ce"])
     everything = vmcs_with(EXCEPTION_BITMAP=0xFFFF_FFFF)
@@ -594,13 +612,15 @@ def test_software_interrupts_and_system_calls_never_exit(mode):
         (Vector.DB, 0, Dr6.BS, fault(Vector.DB, None, Dr6.BS)),
     ],
 )
-def test_an_exception_becomes_its_event(vector, error_code, address, event):
+def test_an_exception_becomes_its_event(
+    vector: int | None, error_code: int, address: int, event: Event
+) -> None:
     cpu = cpu_in(PROTECTED)
     trap = ExceptionTrap(TrapKind.EXCEPTION, RIP, vector, error_code, address, None)
     assert intercept(trap, vmcs_with(), cpu) == event
 
 
-def test_in_real_mode_exceptions_have_no_error_code():
+def test_in_real_mode_exceptions_have_no_error_code() -> None:
     cpu = cpu_in(REAL)
     trap = ExceptionTrap(TrapKind.EXCEPTION, RIP, Vector.GP, 0, 0, None)
     event = intercept(trap, vmcs_with(), cpu)
@@ -622,7 +642,7 @@ EVENT_EXITS = [
 
 
 @pytest.mark.parametrize("row", EVENT_EXITS, ids=lambda row: str(row[0]))
-def test_exception_exits_carry_their_information(row):
+def test_exception_exits_carry_their_information(row: tuple[Event, int, int, int, int]) -> None:
     event, qualification, info, error_code, length = row
     cpu = cpu_in(LONG)
     vm_exit = event_exit(event, vmcs_with(EXCEPTION_BITMAP=1 << event.vector), cpu)
@@ -634,7 +654,7 @@ def test_exception_exits_carry_their_information(row):
         assert event_exit(event, others, cpu) is None
 
 
-def test_an_exception_that_exits_leaves_cr2_and_dr6_alone():
+def test_an_exception_that_exits_leaves_cr2_and_dr6_alone() -> None:
     cpu = cpu_in(LONG, cr2=0x1111)
     before = cpu.dr[6]
     vmcs = vmcs_with(EXCEPTION_BITMAP=0xFFFF_FFFF)
@@ -644,7 +664,7 @@ def test_an_exception_that_exits_leaves_cr2_and_dr6_alone():
 
 
 @pytest.mark.parametrize(("kind", "vector"), [(TrapKind.KICK, 0xFD), (TrapKind.BUDGET, 0xEC)])
-def test_the_hosts_interrupts(kind, vector):
+def test_the_hosts_interrupts(kind: TrapKind, vector: int | None) -> None:
     cpu, trap = cpu_in(LONG), EventTrap(kind, RIP)
     exiting = {"PIN_BASED_VM_EXEC_CONTROL": PinBased.EXTERNAL_INTERRUPT_EXITING}
     assert intercept(trap, vmcs_with(), cpu) is None
@@ -654,14 +674,14 @@ def test_the_hosts_interrupts(kind, vector):
     assert acknowledged.intr_info == 0x8000_0000 | vector
 
 
-def test_interrupt_window():
+def test_interrupt_window() -> None:
     cpu, trap = cpu_in(LONG), EventTrap(TrapKind.INTERRUPT_WINDOW, RIP)
     assert intercept(trap, vmcs_with(), cpu) is None
     vmcs = vmcs_with(CPU_BASED_VM_EXEC_CONTROL=CpuBased.INTERRUPT_WINDOW_EXITING)
     assert intercept(trap, vmcs, cpu) == VmExit(ExitReason.INTERRUPT_WINDOW)
 
 
-def test_memory_is_an_ept_violation_when_there_is_an_ept():
+def test_memory_is_an_ept_violation_when_there_is_an_ept() -> None:
     cpu = cpu_in(LONG)
     trap = MemoryTrap(TrapKind.MEMORY, RIP, 0xFEE0_0020, 4, 0, 0, 0x7FFF_F020, False)
     assert intercept(trap, vmcs_with(), cpu) is None
@@ -670,7 +690,7 @@ def test_memory_is_an_ept_violation_when_there_is_an_ept():
     assert vm_exit.trap is trap
 
 
-def test_intercept_changes_nothing():
+def test_intercept_changes_nothing() -> None:
     cpu = cpu_in(PROTECTED)
     before = (list(cpu.gpr), cpu.rip, cpu.rflags, cpu.cr0, list(cpu.segments), cpu.shadow)
     for row in CONTROLLED:
