@@ -151,7 +151,18 @@ class Decoder:
         for insn in disassembler.disasm(code[:MAX_LENGTH], 0, 1):
             decoded = self._convert(insn, code, bits)
             return _kind(decoded), decoded
+        if bits == 16 and code.startswith(_INVPCID):
+            return self._invpcid_16(code)
         return None
+
+    def _invpcid_16(self, code: bytes) -> tuple[TrapKind | None, Instruction] | None:
+        """INVPCID of 16-bit code, which Capstone lacks: 32-bit code with 16-bit addressing."""
+        found = self.decode(_ADDRESS_SIZE + code, 32)
+        if found is None:
+            return None
+        kind, insn = found
+        length = insn.length - 1
+        return kind, insn._replace(code=insn.code[1:], length=length, bits=16, operand_size=4)
 
     def _convert(self, insn: capstone.CsInsn, code: bytes, bits: int) -> Instruction:
         """Turn Capstone's record into ours."""
@@ -213,6 +224,8 @@ class Decoder:
         return self._names.get(insn.reg_name(register), (OperandKind.OTHER, 0, -1))[2]
 
 
+_INVPCID = bytes.fromhex("660f3882")
+_ADDRESS_SIZE = b"\x67"
 _OVERRIDES = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
 _LEGACY = frozenset(_OVERRIDES) | {0x66, 0x67, 0xF0, 0xF2, 0xF3}
 
