@@ -108,7 +108,7 @@ def wall_breaches(tree: ast.AST, path: Path) -> list[str]:
         if top == "vmxsim":
             allowed = any(name == ok or name.startswith(ok + ".") for ok in FLOORS[floor])
         else:
-            top_is_standard = top in sys.stdlib_module_names or top == "__future__"
+            top_is_standard = top in sys.stdlib_module_names or top in ("__future__", "_typeshed")
             allowed = top_is_standard or top in OUTSIDERS.get(floor, ())
         if not allowed:
             row = ", ".join(FLOORS[floor])

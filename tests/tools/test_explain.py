@@ -89,7 +89,8 @@ def test_an_exception(what: str) -> None:
 
 
 def test_an_msr_and_what_it_holds_here() -> None:
-    assert explain("0x480").startswith("IA32_VMX_BASIC: model-specific register 0x480\n  value here")
+    told = explain("0x480")
+    assert told.startswith("IA32_VMX_BASIC: model-specific register 0x480\n  value here")
 
 
 @pytest.mark.parametrize(
