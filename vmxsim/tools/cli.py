@@ -169,7 +169,9 @@ def command_annotate(options: argparse.Namespace) -> int:
     from vmxsim.tools.listing import annotate
 
     text = read_image(options.program)
-    sys.stdout.write(annotate(text.decode("utf-8", "replace"), irqchip=bool(options.irqchip)))
+    listing = text.decode("utf-8", "replace")
+    told = annotate(listing, irqchip=options.irqchip, name=options.program)
+    sys.stdout.write(told.rstrip("\n") + "\n")
     return 0
 
 
