@@ -28,6 +28,9 @@ KVM_RUN_EXIT = struct.Struct("<I20xBBHIQ")
 io.data_offset. One unpack, since ctypes makes an object for every look at a nested field."""
 EXIT_REASON_OFFSET = 8
 
+ITEMS = {size: struct.Struct(code) for size, code in ((1, "<B"), (2, "<H"), (4, "<I"), (8, "<Q"))}
+"""How an item of so many bytes lies in the shared pages."""
+
 SUBERRORS = {
     uapi.KVM_INTERNAL_ERROR_EMULATION: "emulation failure",
     uapi.KVM_INTERNAL_ERROR_SIMUL_EX: "two exceptions at once",
@@ -178,22 +181,25 @@ def kvm_handle_io(
     accesses that exactly one device takes.
     """
     ports = cpu.system.ports
-    key = port << 4 | size
-    is_write = direction == uapi.KVM_EXIT_IO_OUT
-    if is_write and key in ports.writes:
-        write, register = ports.writes[key]
-        if size == 1 and count == 1:
-            write(register, 1, data[offset])
+    if direction == uapi.KVM_EXIT_IO_OUT:
+        if target := ports.writes.get(port << 4 | size):
+            write, register = target
+            if size == 1 and count == 1:
+                write(register, 1, data[offset])
+                return
+            for (value,) in ITEMS[size].iter_unpack(data[offset : offset + size * count]):
+                write(register, size, value)
             return
+    elif target_in := ports.reads.get(port << 4 | size):
+        read, register = target_in
+        if size == 1 and count == 1:
+            data[offset] = read(register, 1) & 0xFF
+            return
+        mask, pack_into = (1 << 8 * size) - 1, ITEMS[size].pack_into
         for at in range(offset, offset + size * count, size):
-            write(register, size, int.from_bytes(data[at : at + size], "little"))
+            pack_into(data, at, read(register, size) & mask)
         return
-    if not is_write and key in ports.reads:
-        read, register = ports.reads[key]
-        mask = (1 << 8 * size) - 1
-        for at in range(offset, offset + size * count, size):
-            data[at : at + size] = (read(register, size) & mask).to_bytes(size, "little")
-        return
+    is_write = direction == uapi.KVM_EXIT_IO_OUT
     for at in range(offset, offset + size * count, size):
         item = data[at : at + size]
         if address_space_rw(ports, port, item, is_write) is MemTxResult.DECODE_ERROR:
@@ -204,6 +210,9 @@ def handle_mmio(cpu: CPUState, kvm_run: uapi.KvmRun) -> CpuExec | None:
     """KVM_EXIT_MMIO."""
     gpa, _, length, is_write = uapi.MMIO_EXIT.unpack_from(kvm_run.shared, uapi.EXIT_OFFSET)
     memory, start = cpu.system.memory, uapi.MMIO_DATA_OFFSET
+    if is_write and (target := memory.writes.get(gpa << 4 | length)):
+        target[0](target[1], length, ITEMS[length].unpack_from(kvm_run.shared, start)[0])
+        return None
     data = kvm_run.shared[start : start + length]
     if address_space_rw(memory, gpa, data, bool(is_write)) is MemTxResult.DECODE_ERROR:
         _unclaimed(cpu, memory, gpa, data, bool(is_write))

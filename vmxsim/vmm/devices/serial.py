@@ -191,8 +191,13 @@ class Serial(Device):
     def write(self, offset: int, size: int, value: int) -> None:
         """Write a register; THR sends at once."""
         value &= 0xFF
-        if offset == 0 and not self.lcr & Lcr.DLAB:
-            self._write_thr(value)
+        if offset == 0 and not self.lcr & 0x80:
+            if not self.mcr & 0x10 and not self.ier:
+                # What a polling guest does for every letter: nothing but the letter happens.
+                self.thr_pending = True
+                self.sink(bytes((value,)))
+            else:
+                self._write_thr(value)
         elif offset == 0:
             self.divisor = self.divisor & 0xFF00 | value
         elif offset == 1 and self.lcr & Lcr.DLAB:
@@ -210,13 +215,11 @@ class Serial(Device):
 
     def _write_thr(self, value: int) -> None:
         """Send; the line drops while the byte is on its way, so that an edge follows each byte."""
-        if self.thr_pending and self.ier:
-            self.thr_pending = False
-            self._update_irq()
+        self.thr_pending = False
+        self._update_irq()
         self._transmit(value)
         self.thr_pending = True
-        if self.ier:
-            self._update_irq()
+        self._update_irq()
 
     def _write_ier(self, value: int) -> None:
         if value & Ier.THRI and not self.ier & Ier.THRI:

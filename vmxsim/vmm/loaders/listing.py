@@ -105,7 +105,7 @@ class Listing(NamedTuple):
         return None
 
     def render(self, columns: Mapping[int, tuple[str, str]] | None = None) -> str:
-        """The text with columns three and four written anew, aligned under the header.
+        """The text with columns three and four written anew, aligned among the rows with exits.
 
         `columns` maps line numbers to (VM exit, ends in); rows it lacks get empty ones. None keeps
         what the text had. A listing without a header gets one before its first code row.
@@ -120,7 +120,8 @@ class Listing(NamedTuple):
                 cells.append((row.left, "VM exit", "ends in"))
             else:
                 cells.append(None)
-        widths = [max((len(cell[i]) for cell in cells if cell), default=0) for i in range(2)]
+        barred = [cell for cell in cells if cell is not None and (cell[1] or cell[2])]
+        widths = [max((len(cell[i]) for cell in barred), default=0) for i in range(2)]
         lines = [
             row.source if cell is None else _line(cell, widths)
             for row, cell in zip(rows, cells, strict=True)
