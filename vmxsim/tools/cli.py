@@ -165,11 +165,10 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def command_annotate(options: argparse.Namespace) -> int:
     """``vmxsim annotate``: print the listing with columns three and four filled in."""
-    from vmxsim.tools.cli_run import read_image
     from vmxsim.tools.listing import annotate
+    from vmxsim.vmm.loaders.load import read_file
 
-    text = read_image(options.program)
-    listing = text.decode("utf-8", "replace")
+    listing = read_file(options.program).decode("utf-8", "replace")
     told = annotate(listing, irqchip=options.irqchip, name=options.program)
     sys.stdout.write(told.rstrip("\n") + "\n")
     return 0
