@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 
 from vmxsim.arch.paging import PageFault
-from vmxsim.arch.registers import Dr6
+from vmxsim.arch.registers import Cr4, Dr6
 from vmxsim.arch.segments import AccessRights, SegmentRegister, TableRegister, real_mode_segment
 from vmxsim.cpu import fpu, intercepts
 from vmxsim.cpu.blocks import BlockCounter
@@ -248,8 +248,10 @@ class UnicornCpu(CpuState):
             return False
         if code == _UD:
             return site.kind in UNDEFINED_TO_THE_ENGINE
-        # The engine has CR4.PCE the wrong way round.
-        return site.kind is TrapKind.RDPMC and self.cr4 & 1 << 8 != 0
+        # The engine has CR4.PCE the wrong way round, and looks at ECX before it looks for exits.
+        if site.kind is TrapKind.RDPMC:
+            return self.cr4 & Cr4.PCE != 0
+        return site.kind in (TrapKind.MONITOR, TrapKind.MWAIT)
 
     def _other(self, error: int) -> Trap | None:
         """The record for a run that ended without an intercept."""

@@ -179,6 +179,8 @@ class Decoder:
             operand_size = 8
         rep = next((byte for byte in reversed(prefixes) if byte in (0xF2, 0xF3)), 0)
         mnemonic = insn.mnemonic.rsplit(" ", 1)[-1]
+        if mnemonic == "vmptrld" and 0x66 in prefixes:
+            mnemonic = "vmclear"  # in 16-bit code Capstone misses the mandatory prefix
         return Instruction(
             mnemonic=mnemonic,
             code=raw,

@@ -131,7 +131,8 @@ class Engine:
         """
         hflags2 = _u32.from_address(self.live.env + image.HFLAGS2)
         hflags2.value &= ~image.HF2_NPT
-        self._host[_TEST_CODE : _TEST_CODE + 2] = b"\x0f\xa2"
+        # jmp $+2; cpuid: the engine reports new blocks only once a block has ended by itself.
+        self._host[_TEST_CODE : _TEST_CODE + 4] = b"\xeb\x00\x0f\xa2"
         always = image.HF_GUEST | image.HF_IOBPT
         mode = image.HF_PE | image.HF_LMA | image.HF_CS64 | image.HF_CS32 | image.HF_SS32
         self.hflags.value = always | mode
