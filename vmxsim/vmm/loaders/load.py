@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from vmxsim.errors import InputError
 from vmxsim.vmm.config import Config
@@ -34,7 +33,8 @@ def load_image(source: Source, config: Config | None = None) -> Image:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """A file's bytes; InputError for one that cannot be read or holds nothing."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{os.fspath(path)}: {reason}") from None
