@@ -62,18 +62,16 @@ class HostPages:
 
 def port_exits(vmcs: Vmcs, cpu: Cpu, port: int, size: int) -> bool:
     """Whether the I/O bitmaps want an access: any byte's bit, and every access that wraps."""
-    first = _port_byte(vmcs, cpu, port) >> (port & 7)
-    if port & 7 < 9 - size:
-        return first & (1 << size) - 1 != 0
-    if port + size > 0x1_0000:
-        return True
-    bits = first | _port_byte(vmcs, cpu, port + 7 & 0xFFF8) << 8 - (port & 7)
+    shift = port & 7
+    page = vmcs.fields[_IO_BITMAP_B if port & 0x8000 else _IO_BITMAP_A]
+    bits = vmcs.host_pages.read_byte(page, (port & 0x7FFF) >> 3, cpu) >> shift
+    if shift + size > 8:
+        if port + size > 0x1_0000:
+            return True
+        port = port + 7 & 0xFFF8
+        page = vmcs.fields[_IO_BITMAP_B if port & 0x8000 else _IO_BITMAP_A]
+        bits |= vmcs.host_pages.read_byte(page, (port & 0x7FFF) >> 3, cpu) << 8 - shift
     return bits & (1 << size) - 1 != 0
-
-
-def _port_byte(vmcs: Vmcs, cpu: Cpu, port: int) -> int:
-    address = vmcs.fields[_IO_BITMAP_B if port & 0x8000 else _IO_BITMAP_A]
-    return vmcs.host_pages.read_byte(address, (port & 0x7FFF) >> 3, cpu)
 
 
 def msr_exits(vmcs: Vmcs, cpu: Cpu, index: int, write: bool) -> bool:

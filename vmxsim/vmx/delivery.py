@@ -132,15 +132,15 @@ def _flags_image(event: Event, cpu: Cpu) -> int:
 def _push(cpu: Cpu, stack: _Stack, width: int, words: list[int]) -> int:
     """Push words in the order given; returns the new stack pointer.
 
-    One write normally. Where that fails or the frame wraps or crosses a page, word by word, so
-    that the reported address is that of the first push to fail.
+    One write normally. Where that fails (having written nothing) or the frame wraps, word by
+    word, so that the reported address is that of the first push to fail.
     """
     size = width * len(words)
     mask = stack.mask
     low = stack.pointer - size & mask
     base = stack.segment.base
     address_mask = (1 << 64) - 1 if mask > 0xFFFF_FFFF else 0xFFFF_FFFF
-    whole = low + size - 1 <= mask and low & 0xFFF <= 0x1000 - size
+    whole = low + size - 1 <= mask
     if mask <= 0xFFFF_FFFF:
         for number in range(1, len(words) + 1):
             if not fits(stack.segment, stack.pointer - number * width & mask, width):

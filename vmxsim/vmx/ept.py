@@ -22,6 +22,7 @@ LINEAR_VALID = 1 << 7
 TRANSLATED = 1 << 8
 
 _EPT_VIOLATION = ExitReason.EPT_VIOLATION
+_new = tuple.__new__
 
 
 def ept_violation(trap: MemoryTrap) -> VmExit:
@@ -34,4 +35,4 @@ def ept_violation(trap: MemoryTrap) -> VmExit:
         gva = 0
     else:
         qualification |= LINEAR_VALID | TRANSLATED
-    return VmExit(_EPT_VIOLATION, qualification, 0, 0, gva, gpa, 0, 0, 0, 0, trap)
+    return _new(VmExit, (_EPT_VIOLATION, qualification, 0, 0, gva, gpa, 0, 0, 0, 0, trap, False))

@@ -1,7 +1,8 @@
 """Rows of the intercept table that consult bitmaps: I/O instructions, RDMSR and WRMSR.
 
-The hottest rows of all, so qualifications are built by arithmetic and the permission of a port is
-looked into only above CPL 0.
+The hottest rows of all: qualifications are built by arithmetic, enumeration members are looked up
+at import, exits are made by ``tuple.__new__`` (half the price of calling a NamedTuple), and the
+permission of a port is looked into only above CPL 0.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from vmxsim.vmx.intercept_common import InsnHandler, Outcome, prebuilt, stopped_
 from vmxsim.vmx.records import VmExit
 from vmxsim.vmx.vmcs import Vmcs
 
+_IO = ExitReason.IO_INSTRUCTION
+_USE_IO_BITMAPS = CpuBased.USE_IO_BITMAPS
+_UNCONDITIONAL = CpuBased.UNCONDITIONAL_IO_EXITING
+_USE_MSR_BITMAPS = CpuBased.USE_MSR_BITMAPS
+_new = tuple.__new__
+
 
 def msr_access(reason: ExitReason, write: bool) -> InsnHandler:
     """RDMSR and WRMSR: always, unless the MSR bitmaps are used and the bit is 0."""
     exits = prebuilt(reason)
 
     def handler(trap: InsnTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
-        if vmcs.cpu_based & CpuBased.USE_MSR_BITMAPS and not msr_exits(
-            vmcs, cpu, cpu.gpr[Gpr.RCX] & 0xFFFF_FFFF, write
+        if vmcs.cpu_based & _USE_MSR_BITMAPS and not msr_exits(
+            vmcs, cpu, cpu.gpr[1] & 0xFFFF_FFFF, write
         ):
             return None
         return exits[trap[2][2]]
@@ -37,27 +44,26 @@ def msr_access(reason: ExitReason, write: bool) -> InsnHandler:
 
 def io_instruction(trap: IoTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
     """IN, OUT, INS, OUTS: permission first, then the bitmaps or unconditional I/O exiting."""
-    _, _, insn, is_in, port, size, _, string, rep = trap
+    _, _, insn, is_in, port, size, _, string, _ = trap
     if cpu.cpl:
         refused = _port_refused(cpu, port, size)
         if refused is not None:
             return refused
-    if vmcs.cpu_based & CpuBased.USE_IO_BITMAPS:
+    controls = vmcs.cpu_based
+    if controls & _USE_IO_BITMAPS:
         if not port_exits(vmcs, cpu, port, size):
             return None
-    elif not vmcs.cpu_based & CpuBased.UNCONDITIONAL_IO_EXITING:
+    elif not controls & _UNCONDITIONAL:
         return None
     qualification = port << 16 | size - 1
     if is_in:
         qualification |= 1 << 3
     if string:
         return _string_io(trap, cpu, qualification)
-    code = insn[1]
-    if len(code) > 1 and code[-2] & 0xFC == 0xE4:  # E4-E7: the port is an immediate
+    length = insn[2]
+    if length > 1 and insn[1][-2] & 0xFC == 0xE4:  # E4-E7: the port is an immediate
         qualification |= 1 << 6
-    return VmExit(
-        ExitReason.IO_INSTRUCTION, qualification, insn[2], 0, 0, 0, 0, 0, 0, 0, trap
-    )  # fmt: skip
+    return _new(VmExit, (_IO, qualification, length, 0, 0, 0, 0, 0, 0, 0, trap, False))
 
 
 def _string_io(trap: IoTrap, cpu: Cpu, qualification: int) -> VmExit | None:
