@@ -1,4 +1,7 @@
-"""Every check of VM entry, each with the smallest damage that it alone, and nothing before, finds."""
+"""Every check of VM entry, each with the smallest damage that it finds, and none before it."""
+
+# One row, one line.
+# ruff: noqa: E501
 
 from __future__ import annotations
 

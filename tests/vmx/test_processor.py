@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from vmxsim.arch import capabilities
 from vmxsim.arch.capabilities import VMCS_REVISION
 from vmxsim.arch.controls import CpuBased
@@ -71,7 +72,8 @@ class TestVmxon:
         assert outside.vmxon_pointer is None
 
     @pytest.mark.parametrize(
-        ("word", "outcome"), [(VMCS_REVISION, None), (5, INVALID), (VMCS_REVISION | 1 << 31, INVALID)]
+        ("word", "outcome"),
+        [(VMCS_REVISION, None), (5, INVALID), (VMCS_REVISION | 1 << 31, INVALID)],
     )
     def test_looks_at_the_revision_identifier(
         self, outside: Processor, word: int, outcome: VmFail | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vmxsim.arch import capabilities
 from vmxsim.arch.controls import CpuBased, Secondary
 from vmxsim.arch.vmcs_fields import VmcsField as F
