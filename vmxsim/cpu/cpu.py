@@ -21,6 +21,7 @@ from vmxsim.cpu.image import UC_ERR_EXCEPTION
 from vmxsim.cpu.linear import LinearMemory
 from vmxsim.cpu.memory import GuestMemory
 from vmxsim.cpu.ports import AFTER, ERROR, IN, SYSCALL, Noted, Ports
+from vmxsim.cpu.pulse import Pulse
 from vmxsim.cpu.sites import MODE, Site, Sites
 from vmxsim.cpu.state import CpuState, flush_code
 from vmxsim.cpu.traps import (
@@ -56,6 +57,7 @@ class UnicornCpu(CpuState):
         self._known = self.sites.known
         self._counter = BlockCounter(engine.live, self._flush_code)
         self._kicked = False
+        self._pulse: Pulse | None = None
         self._exception, self._request, self._window = (
             engine.exception,
             engine.request,
@@ -92,6 +94,8 @@ class UnicornCpu(CpuState):
         """Free the engine. Using the CPU afterwards is an error of the caller."""
         engine, self._engine = self._engine, None
         if engine is not None:
+            if self._pulse is not None:
+                self._pulse.stop()
             engine.close()
             self.memory.close()
 
@@ -113,6 +117,24 @@ class UnicornCpu(CpuState):
     def poke(self) -> None:
         """Let run() come up for air without returning, so that Python can handle signals."""
         self._running.interrupt()
+
+    @property
+    def counting(self) -> bool:
+        """Whether translated blocks are being counted."""
+        return self._count.value != 0
+
+    def keep_interruptible(self) -> None:
+        """Let signals through while this thread runs the guest: for the main thread's use."""
+        if self._pulse is None:
+            self._pulse = Pulse(self)
+
+    def enter_from_host(self) -> None:
+        """The host had its turn: see whether it wrote to translated code."""
+        self.code.check()
+
+    def leave_to_host(self) -> None:
+        """The host gets its turn: remember what the translated code looks like."""
+        self.code.seal()
 
     @property
     def _running(self) -> Engine:

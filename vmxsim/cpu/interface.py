@@ -265,6 +265,22 @@ class Cpu(Protocol):
         """Say which of the optional kinds to hand up; the others run natively."""
         ...
 
+    def keep_interruptible(self) -> None:
+        """Let signals through while this thread runs the guest: for the main thread's use."""
+        ...
+
+    def enter_from_host(self) -> None:
+        """The host had its turn: see whether it wrote to translated code."""
+        ...
+
+    def leave_to_host(self) -> None:
+        """The host gets its turn: remember what the translated code looks like."""
+        ...
+
+    def close(self) -> None:
+        """Free what the cpu holds; it must not run again."""
+        ...
+
     def kick(self) -> None:
         """Make run() return EventTrap(KICK) soon; safe from any thread, never lost."""
         ...

@@ -233,6 +233,18 @@ class ScriptedCpu:
         """Note which optional kinds were asked for."""
         self.armed = kinds
 
+    def keep_interruptible(self) -> None:
+        """A script never spins."""
+
+    def enter_from_host(self) -> None:
+        """A script has no translated code."""
+
+    def leave_to_host(self) -> None:
+        """A script has no translated code."""
+
+    def close(self) -> None:
+        """A script holds nothing."""
+
     def kick(self) -> None:
         """The next run() gives KICK."""
         self.kicked = True

@@ -20,6 +20,16 @@ class SharedRegisters:
         self.memory: Memory = cpu.memory
         self.ports: PortTable = cpu.ports
         self.kick: Callable[[], None] = cpu.kick
+        self.enter_from_host: Callable[[], None] = cpu.enter_from_host
+        self.leave_to_host: Callable[[], None] = cpu.leave_to_host
+
+    def keep_interruptible(self) -> None:
+        """Let signals through while this thread runs the guest: for the main thread's use."""
+        self.cpu.keep_interruptible()
+
+    def close(self) -> None:
+        """Free the cpu; the guest must not run again."""
+        self.cpu.close()
 
     def msr(self, index: int) -> int:
         """STAR, KERNEL_GS_BASE and the like; KeyError for an MSR that the cpu does not hold."""
