@@ -151,18 +151,28 @@ class Decoder:
         for insn in disassembler.disasm(code[:MAX_LENGTH], 0, 1):
             decoded = self._convert(insn, code, bits)
             return _kind(decoded), decoded
-        if bits == 16 and code.startswith(_INVPCID):
-            return self._invpcid_16(code)
-        return None
+        return self._decode_mandatory_prefix(code) if bits == 16 else None
 
-    def _invpcid_16(self, code: bytes) -> tuple[TrapKind | None, Instruction] | None:
-        """INVPCID of 16-bit code, which Capstone lacks: 32-bit code with 16-bit addressing."""
-        found = self.decode(_ADDRESS_SIZE + code, 32)
-        if found is None:
+    def _decode_mandatory_prefix(self, code: bytes) -> tuple[TrapKind | None, Instruction] | None:
+        """INVEPT, INVVPID and INVPCID in 16-bit code, which Capstone does not know.
+
+        They are read as 32-bit code with the address size turned round.
+        """
+        start = _prefix_length(code)
+        prefixes, opcode = code[:start], code[start : start + 3]
+        if 0x66 not in prefixes or opcode not in (
+            b"\x0f\x38\x80",
+            b"\x0f\x38\x81",
+            b"\x0f\x38\x82",
+        ):
             return None
-        kind, insn = found
-        length = insn.length - 1
-        return kind, insn._replace(code=insn.code[1:], length=length, bits=16, operand_size=4)
+        turned = prefixes.replace(b"\x67", b"") if 0x67 in prefixes else b"\x67" + prefixes
+        decoded = self.decode(turned + code[start:], 32)
+        if decoded is None:
+            return None
+        kind, insn = decoded
+        length = insn.length + len(prefixes) - len(turned)
+        return kind, insn._replace(bits=16, code=bytes(code[:length]), length=length)
 
     def _convert(self, insn: capstone.CsInsn, code: bytes, bits: int) -> Instruction:
         """Turn Capstone's record into ours."""
