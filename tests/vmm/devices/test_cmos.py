@@ -133,6 +133,13 @@ class TestDate:
         rtc.set(REG_B, 0x02)
         assert rtc.date() == "20 00 01 01 00 00 00"
 
+    @pytest.mark.parametrize("format", [0x02, 0x06])
+    def test_a_year_beyond_the_registers_is_cut(self, rtc: Bench, format: int) -> None:
+        rtc.set(REG_B, format)
+        rtc.set(0x09, 0xFF)
+        rtc.set(0x32, 0xFF)
+        assert all(0 <= rtc.get(index) <= 0xFF for index in DATE)
+
     def test_the_day_of_week_follows_from_the_date(self, rtc: Bench) -> None:
         rtc.set(0x06, 0x03)
         assert rtc.get(0x06) == 7

@@ -151,7 +151,8 @@ class Cmos(Device):
         weekday = (seconds // DAY_S + 4) % 7 + 1  # 1970-01-01 was a Thursday, and Sunday is 1
         values = (at.second, at.minute, at.hour, at.day, at.month, at.year % 100, at.year // 100)
         for index, value in zip(TIME_REGISTERS, values, strict=True):
-            self.ram[index] = self._hours(value) if index == HOURS else self._encode(value)
+            encoded = self._hours(value) if index == HOURS else self._encode(value)
+            self.ram[index] = encoded & 0xFF
         self.ram[DAY_OF_WEEK] = self._encode(weekday)
 
     def _write_time(self, index: int, value: int) -> None:
