@@ -1,4 +1,4 @@
-"""VM entry: which error a failed check becomes, what is loaded, what injection does, what is armed."""
+"""VM entry: what a failed check becomes, what is loaded, what injection does, what is armed."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ EXIT_CPUID = VmExit(ExitReason.CPUID, instruction_length=2)
 
 def gate(cpu: ScriptedCpu, vector: int, offset: int = HANDLER) -> None:
     """A present 64-bit interrupt gate to CPL 0, and the code segment it names."""
-    cpu.memory.write(
-        0, bytes(8) + bytes.fromhex("ffff0000009baf00") + bytes.fromhex("ffff00000093cf00")
-    )
+    cpu.memory.write(8, bytes.fromhex("ffff0000009baf00 ffff00000093cf00"))
     cpu.memory.write(IDT + 16 * vector, Gate(offset, 8, 14, 0, True).to_bytes(16))
 
 
@@ -411,6 +409,16 @@ class TestHlt:
         assert len(cpu.entered) == 2
         processor.vmresume()
         assert len(cpu.entered) == 2
+
+    def test_ends_with_the_single_step_that_follows_it(self, processor_with: MakeProcessor) -> None:
+        fields = long_mode_guest() | {F.GUEST_RFLAGS: 0x302, F.EXCEPTION_BITMAP: 2}
+        fields[F.CPU_BASED_VM_EXEC_CONTROL] &= ~CpuBased.HLT_EXITING
+        processor, _ = processor_with([instruction(TrapKind.HLT, "hlt", "f4"), CPUID], fields)
+        outcome = processor.vmlaunch()
+        assert isinstance(outcome, VmExit)
+        assert (outcome.intr_info, outcome.qualification) == (VALID | 0x301, 1 << 14)
+        assert processor.vmread(F.GUEST_ACTIVITY_STATE) == Activity.ACTIVE
+        assert processor.vmresume() == EXIT_CPUID
 
     def test_for_ever_is_a_mistake_of_the_hypervisor(self, processor_with: MakeProcessor) -> None:
         fields = long_mode_guest() | {F.GUEST_ACTIVITY_STATE: 1}

@@ -16,6 +16,7 @@ from vmxsim.arch.vmcs_fields import VmcsField as F
 from vmxsim.clock import HostClock, VirtualClock
 from vmxsim.cpu.scripted import ScriptedCpu
 from vmxsim.cpu.traps import InsnTrap, Instruction, TrapKind
+from vmxsim.errors import ConfigError
 from vmxsim.vmx.processor import LaunchState, Processor, VmExit, VmFail, VmxFault
 from vmxsim.vmx.vmcs import SUPPORTED
 
@@ -384,6 +385,13 @@ def test_rip_before_the_first_entry_is_the_field(processor_with: MakeProcessor) 
     assert (processor.vmread(F.GUEST_RIP), cpu.rip) == (0x4000, 0)
     processor.vmlaunch()
     assert cpu.entered[0].rip == 0x4000
+
+
+def test_rip_needs_a_current_vmcs(root: Processor) -> None:
+    with pytest.raises(ConfigError, match="no current VMCS: VMPTRLD first"):
+        assert root.rip
+    with pytest.raises(ConfigError, match="no current VMCS: VMPTRLD first"):
+        root.rip = 5
 
 
 def test_time_passes_with_every_trap(processor_with: MakeProcessor, clock: VirtualClock) -> None:

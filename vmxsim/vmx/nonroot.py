@@ -230,7 +230,11 @@ class NonRoot(SharedRegisters):
                 if isinstance(result, MemoryTrap):
                     trap, outcome = result, intercept_table[TrapKind.MEMORY](result, vmcs, cpu)
                     continue
-                exit = self._completed(trap[0]) if result is None else self._raise(result, trap)
+                if result is None:
+                    exit = self._completed(trap[0])
+                else:
+                    vmcs.fields[_ACTIVITY] = Activity.ACTIVE
+                    exit = self._raise(result, trap)
             else:
                 exit = self._raise(outcome, trap)
             if exit is not None:

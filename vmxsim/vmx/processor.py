@@ -20,6 +20,7 @@ from vmxsim.arch.registers import Cr0, Cr4, Efer, Gpr, Rflags
 from vmxsim.arch.vmcs_fields import VmcsField as F
 from vmxsim.clock import Clock
 from vmxsim.cpu.interface import Cpu
+from vmxsim.errors import ConfigError
 from vmxsim.vmx import entry
 from vmxsim.vmx.checks_controls import eptp_fault
 from vmxsim.vmx.entry_checks import PHYSICAL_MASK, Failure
@@ -102,6 +103,11 @@ class Processor(NonRoot):
     def _require_vmx_operation(self) -> None:
         if self.vmxon_pointer is None:
             raise VmxFault(Vector.UD, "not in VMX operation: VMXON first")
+
+    def _require_current(self) -> None:
+        self._require_vmx_operation()
+        if self.current is None:
+            raise ConfigError("no current VMCS: VMPTRLD first")
 
     # ---- VMCS pointers
 
@@ -208,7 +214,7 @@ class Processor(NonRoot):
     def _write_rip(self, value: int) -> bool:
         if _RIP in self._changed:
             return False
-        if value > MASK_32 and not self._canonical_code(value):
+        if not 0 <= value <= MASK_32 and not self._canonical_code(value):
             return False
         self.cpu.rip = value
         return True
@@ -274,13 +280,17 @@ class Processor(NonRoot):
     @property
     def rip(self) -> int:
         """GUEST_RIP of the current VMCS; setting it is what skipping an instruction costs."""
-        if _RIP in self._changed:
+        if self._changed and _RIP in self._changed:
+            self._require_current()
             return self._fields[_RIP]
         return self.cpu.rip
 
     @rip.setter
     def rip(self, value: int) -> None:
-        if not self._write_rip(value):
+        if not self._changed and 0 <= value <= MASK_32:
+            self.cpu.rip = value
+        elif not self._write_rip(value):
+            self._require_current()
             self._vmwrite(_RIP, value & MASK_64)
 
     # ---- VM entry
