@@ -1,0 +1,12 @@
+"""What an exit handler asks of vcpu_run, with names where Linux has 1, 0 and -errno."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Run(Enum):
+    """What an exit handler asks of vcpu_run. A broken host is an exception, not a Run."""
+
+    REENTER_GUEST = "handled here, go on"
+    EXIT_USERSPACE = "kvm_run says what is needed"
