@@ -54,6 +54,7 @@ CC_OP_EFLAGS = 1
 INTERRUPT_REQUEST = 36 if sys.platform == "win32" else 28
 UC_ERR_EXCEPTION = 21
 LIBRARY_SPAN = 1 << 28
+FUNCTIONS = 35
 PLANTED_MSRS = (0x175, 0x176, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000102)
 """SYSENTER_ESP and _EIP, STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE."""
 
@@ -123,19 +124,22 @@ def find(handle: int) -> Live:
 
 
 def _find_cpu(handle: int, function: int) -> int:
-    """Return the CPU pointer: the first pointer behind the long run of function pointers."""
-    run = 0
-    for offset in range(0, 0x400, 8):
-        value = ctypes.c_uint64.from_address(handle + offset).value
-        if abs(value - function) < LIBRARY_SPAN:
-            run += 1
-        elif run >= 30 and value:
-            following = ctypes.c_uint64.from_address(handle + offset + 8).value
-            if abs(following - function) < LIBRARY_SPAN:
-                return value
-            break
-        elif run < 30:
-            run = 0
+    """Return the CPU pointer, which stands behind 35 functions and three that x86 does not have.
+
+    Heap may lie as near to the library as its own functions, so the whole pattern must match.
+    """
+
+    def near(value: int) -> bool:
+        return abs(value - function) < LIBRARY_SPAN
+
+    words = struct.unpack("<96Q", ctypes.string_at(handle, 0x300))
+    for first in range(len(words) - FUNCTIONS - 5):
+        after = first + FUNCTIONS
+        if words[after : after + 3] != (0, 0, 0) or not words[after + 3]:
+            continue
+        rest = words[first:after] + words[after + 4 : after + 6]
+        if all(near(value) for value in rest):
+            return words[after + 3]
     raise unknown_layout("its CPU pointer")
 
 
