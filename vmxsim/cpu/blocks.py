@@ -20,7 +20,7 @@ SLICE = 2_000_000
 """Blocks after which the engine comes up for air, so that Python can handle signals."""
 
 _PROBE = 0x5A17C0DE
-_HOOK_WORDS = 12
+_HOOK_BEGIN = 24
 
 
 class BlockCounter:
@@ -106,10 +106,8 @@ class BlockCounter:
 
     @staticmethod
     def _find_function(hook: int) -> int:
-        """The callback in the engine's hook record: the one pointer into its library."""
-        library = ctypes.cast(uclib.uc_emu_start, ctypes.c_void_p).value or 0
-        for word in range(_HOOK_WORDS):
-            value = ctypes.c_uint64.from_address(hook + 8 * word).value
-            if abs(value - library) < image.LIBRARY_SPAN:
-                return value
-        raise image.unknown_layout("its counting hook")
+        """The callback in the engine's hook record, behind a range that means "everywhere"."""
+        begin, end, function = struct.unpack("<3Q", ctypes.string_at(hook + _HOOK_BEGIN, 24))
+        if (begin, end) != (1, 0) or not function:
+            raise image.unknown_layout("its counting hook")
+        return int(function)

@@ -1,8 +1,8 @@
 """The engine's CPU state, live: where Unicorn 2.1.4 keeps it, found and checked at start-up.
 
-No process map is read and nothing is searched blindly. The engine handle holds a run of more than
-thirty function pointers with the CPU pointer behind it; the CPU object holds the register file,
-which is recognised by two planted registers. Then the layout is compared with the engine's own
+No process map is read and nothing is searched blindly. The engine handle holds a table of function
+pointers with the CPU pointer behind it; the CPU object holds the register file, which is recognised
+by two planted registers. Then the layout is compared with the engine's own
 context image, and one intercepted instruction is run. Any doubt is an EngineError.
 """
 
