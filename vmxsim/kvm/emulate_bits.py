@@ -62,7 +62,8 @@ def cmpxchg(context: EmulateContext, insn: Decoded) -> Emulation:
     _, flags = subtract(get(context.gpr, RAX, size), found, size)
     equal = bool(flags & ZF)
     new = get(context.gpr, insn.reg, size) if equal else found
-    failed = modify(context, insn, place[1], new)
+    # A register that compares unequal is left alone, upper half and all.
+    failed = modify(context, insn, place[1], new) if equal or insn.rm < 0 else None
     if failed is not None:
         return failed
     if not equal:

@@ -31,8 +31,8 @@ def _jump(context: EmulateContext, insn: Decoded, target: int) -> Emulation:
 
 
 def _canonical(insn: Decoded, target: int) -> bool:
-    """48-bit canonical form; a wider one (LA57) is not used for code by anyone yet."""
-    return insn.bits != 64 or (target + (1 << 47)) & MASK[8] < 1 << 48
+    """By the widest form there is (LA57): a narrower guest faults on the fetch instead."""
+    return insn.bits != 64 or (target + (1 << 56)) & MASK[8] < 1 << 57
 
 
 def push_rm(context: EmulateContext, insn: Decoded) -> Emulation:
