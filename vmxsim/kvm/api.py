@@ -244,6 +244,8 @@ class Vm(Descriptor):
         super().close()
         for vcpu in self._vcpus:
             vcpu.close()
+        if self._vm.pit is not None:
+            self._vm.pit.reset()  # or its alarms would outlive it in the clock
         self._vm.clock.on_alarm_change = None
         if self._alarms is not None:
             self._alarms.close()

@@ -89,7 +89,10 @@ def kvm_arch_vcpu_ioctl_set_regs(vcpu: KvmVcpu, regs: KvmRegs) -> None:
     gpr = vcpu.processor.gpr
     for name, number in REGS:
         gpr[number] = getattr(regs, name)
-    vcpu.processor.rip = regs.rip
+    vmcs_writel(vcpu, F.GUEST_RSP, regs.rsp)  # the first entry loads it from the VMCS
+    if regs.rip != vcpu.processor.rip:
+        vcpu.arch.rip_moved = True
+        vcpu.processor.rip = regs.rip
     vmcs_writel(vcpu, F.GUEST_RFLAGS, regs.rflags | Rflags.FIXED)
     vcpu.arch.exception.pending = False
     kvm_make_request(KVM_REQ_EVENT, vcpu)
