@@ -1,4 +1,4 @@
-"""What this floor needs of KVM, as Protocols: vmxsim.kvm.api has it, and so has a real /dev/kvm."""
+"""What this floor needs of KVM, as Protocols: kvm.api has it all, and so has a real /dev/kvm."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Vm(Protocol):
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP and KVM_CREATE_PIT2."""
 
-    def irq_line(self, irq: int, level: int) -> None:
-        """KVM_IRQ_LINE."""
+    def irq_line(self, irq: int, level: int) -> object:
+        """KVM_IRQ_LINE; from any thread. What became of it is not looked at."""
 
     def create_vcpu(self, id: int) -> Vcpu:
         """KVM_CREATE_VCPU."""

@@ -42,7 +42,8 @@ from vmxsim.vmm.image import Image
 from vmxsim.vmm.kvm_all import kvm_arch_get_registers, kvm_init, kvm_set_phys_mem
 from vmxsim.vmm.loaders.load import Source, load_image
 from vmxsim.vmm.memory import Ram
-from vmxsim.vmm.result import ExitLimit, ExitLog, RunResult
+from vmxsim.vmm.result import ExitLimit, ExitLog
+from vmxsim.vmm.result import RunResult as RunResult
 from vmxsim.vmm.runstate import CPUState, Stop, SystemState, debug_exit, ending
 
 WAIT_S = 0.5
