@@ -341,3 +341,15 @@ def test_decoding_is_remembered() -> None:
     assert (insn.mnemonic, insn.length, insn.size, insn.reg) == ("mov", 7, 4, 0)
     assert (insn.base, insn.index_reg, insn.scale, insn.disp) == (3, 1, 4, 0x12345678)
     assert decode(code, 16) is not insn
+
+
+def test_an_unequal_compare_leaves_a_register_its_upper_half() -> None:
+    context = Context("0f b1 cb", RAX=1 << 40 | 1, RCX=9, RBX=1 << 40 | 5)
+    emulate_instruction(context)
+    assert (context.gpr[RAX], context.gpr[RBX]) == (5, 1 << 40 | 5)
+
+
+def test_a_branch_may_go_to_a_57_bit_address() -> None:
+    context = Context("ff e0", RAX=0x0080_0000_0000_0000)
+    assert emulate_instruction(context).outcome is Outcome.DONE
+    assert context.rip == 0x0080_0000_0000_0000
