@@ -92,9 +92,10 @@ _MASK_32 = 0xFFFF_FFFF
 
 
 def vmx_vcpu_load(vcpu: KvmVcpu) -> None:
-    """Make the vCPU's VMCS the current one. The first time everything is set up for it, too."""
-    if vcpu.loaded:
-        return
+    """Make the vCPU's VMCS the current one, the first time vcpu_load is called; set it up, too.
+
+    It stays current: no other vCPU shares this processor. Linux also moves it between CPUs here.
+    """
     processor = vcpu.processor
     failed = (
         processor.vmxon(VMXON_REGION)
@@ -162,10 +163,10 @@ def vmx_complete_interrupts(vcpu: KvmVcpu, exit: VmExit | VmFail) -> None:
 
 
 def vmx_queue_exception(vcpu: KvmVcpu) -> None:
-    """Have the next VM entry deliver vcpu.arch.exception."""
+    """Have the next VM entry deliver vcpu.arch.exception; in real mode none has an error code."""
     exception = vcpu.arch.exception
     info = exception.nr | InterruptionInfo.VALID
-    if exception.error_code is not None:
+    if exception.error_code is not None and vcpu.arch.cr0 & Cr0.PE:
         vmcs_writel(vcpu, F.VM_ENTRY_EXCEPTION_ERROR_CODE, exception.error_code)
         info |= InterruptionInfo.ERROR_CODE
     if exception.nr in (Vector.BP, Vector.OF):
