@@ -308,3 +308,38 @@ def test_a_guest_that_jumps_into_nothing_ends_by_itself(guest) -> None:  # noqa:
     assert done.returncode == 2
     assert "KVM could not go on: emulation failure" in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+# ---- annotate -----------------------------------------------------------------------------------
+
+
+def annotate(*words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "vmxsim", "annotate", *words],
+        capture_output=True, check=False, timeout=60, env=environment(),
+    )  # fmt: skip
+
+
+def test_annotate_fills_in_both_columns() -> None:
+    done = annotate(HELLO)
+    told = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "| IO_INSTRUCTION out 0x3f8 <- 48 65 6c 6c .. x14 | KVM_EXIT_IO out 0x3f8 <- 48" in told
+    assert told.count("\n") == Path(HELLO).read_text().count("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"  zz  what\n", "prog.lst:1: cannot read"),
+        (b"  fa  cli\n\xff\n", "prog.lst:2: not UTF-8 text"),
+        (b"; nothing\n", "no line with bytes in it"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_annotate_names_the_line_it_cannot_read(
+    tmp_path: Path, text: bytes, message: str
+) -> None:
+    path = tmp_path / "prog.lst"
+    path.write_bytes(text)
+    assert message in complaint(annotate(str(path)))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from vmxsim.errors import VmxsimError
+from vmxsim.errors import InputError, VmxsimError
 
 BAD_USAGE: Final = 2
 INTERRUPTED: Final = 130
@@ -168,8 +168,13 @@ def command_annotate(options: argparse.Namespace) -> int:
     from vmxsim.tools.listing import annotate
     from vmxsim.vmm.loaders.load import read_file
 
-    listing = read_file(options.program).decode("utf-8", "replace")
-    told = annotate(listing, irqchip=options.irqchip, name=options.program)
+    data = read_file(options.program)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{options.program}:{line}: not UTF-8 text, so no listing") from None
+    told = annotate(text, irqchip=options.irqchip, name=options.program)
     sys.stdout.write(told.rstrip("\n") + "\n")
     return 0
 
