@@ -176,6 +176,13 @@ def test_values_of_one_row(values: list[str], cell: str) -> None:
     assert " x" not in tally.cell(False)
 
 
+def test_many_kinds_in_one_row_are_cut_short() -> None:
+    tally = Tally()
+    for page in range(7):
+        tally.add((f"write {page}000", ""))
+    assert tally.cell(True) == "write 0000, write 1000, write 2000, .. x4"
+
+
 def named(reason: ExitReason, qualification: int = 0, **fields: int) -> VmExit:
     return VmExit(reason, qualification, **fields)
 
@@ -253,7 +260,7 @@ def test_tidy_aligns_and_changes_nothing_twice() -> None:
     crooked = "  b0 7c  mov al, '|'\n  f4  hlt|HLT|KVM_EXIT_HLT\n"
     assert tidy(crooked).split("\n")[1:3] == [
         "  b0 7c  mov al, '|'",
-        "  f4  hlt            | HLT     | KVM_EXIT_HLT",
+        "  f4  hlt      | HLT     | KVM_EXIT_HLT",
     ]
     assert tidy(tidy(crooked)) == tidy(crooked)
 
