@@ -43,6 +43,9 @@ ASYNCHRONOUS: Final = frozenset(
 SHOWN_VALUES: Final = 4
 """How many values of one instruction's exits a row shows before it says ``..``."""
 
+SHOWN_KINDS: Final = 3
+"""How many different texts one cell has room for; a REP MOVS through MMIO would fill pages."""
+
 Text = tuple[str, str]
 """What happened, and the value written ("" for none): only the values differ within one row."""
 
@@ -63,7 +66,9 @@ class Tally:
 
     def cell(self, counted: bool) -> str:
         """``IO_INSTRUCTION out 0x80 <- 2e x3``; several kinds are separated by commas."""
-        return ", ".join(self._one(head, counted) for head in self.count)
+        told = [self._one(head, counted) for head in list(self.count)[:SHOWN_KINDS]]
+        left = sum(list(self.count.values())[SHOWN_KINDS:])
+        return ", ".join([*told, f".. x{left}"] if left else told)
 
     def _one(self, head: str, counted: bool) -> str:
         values, count = self.values.get(head, []), self.count[head]

@@ -1,0 +1,38 @@
+"""Every program in fixtures/programs: its exits as written beside it, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmxsim.tools.listing import annotate, tidy
+
+from . import MakeMachine
+
+PROGRAMS = Path(__file__).resolve().parents[2] / "fixtures" / "programs"
+NAMES = sorted(path.stem for path in PROGRAMS.glob("*.lst"))
+OUTPUT = {
+    "hello": b"Hello, world!\n",
+    "io_bench": b"",
+    "mmio": b"ok\n",
+    "modes": b"real\nprotected\nPAE\ncompatibility\n64-bit\n",
+    "page_fault": b"-W40001234 k\n",
+    "self_modifying": b"abcde!\n",
+    "syscall": b"syscall\nint 80\n3\n",
+    "timer": b"..........\n",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exits_are_as_written_and_output_as_promised(machine: MakeMachine, name: str) -> None:
+    text = (PROGRAMS / f"{name}.lst").read_text()
+    guest = machine()
+    assert annotate(text, guest) == tidy(text)
+    assert guest.serial_output == OUTPUT[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_tidy(name: str) -> None:
+    text = (PROGRAMS / f"{name}.lst").read_text()
+    assert text == tidy(text)
