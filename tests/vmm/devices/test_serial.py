@@ -126,6 +126,14 @@ class TestInterrupts:
         read(serial, RBR)
         assert (line.level, read(serial, IIR)) == (0, 0x01)
 
+    def test_each_byte_that_waited_comes_with_an_edge_of_its_own(
+        self, serial: Serial, line: Line
+    ) -> None:
+        write(serial, IER, 0x01)
+        serial.receive(b"abc")
+        assert bytes(read(serial, RBR) for _ in range(3)) == b"abc"
+        assert line.changes == [1, 0, 1, 0, 1, 0]
+
     @pytest.mark.parametrize(("fcr", "level"), [(0x01, 1), (0x41, 4), (0x81, 8), (0xC1, 14)])
     def test_trigger_levels_and_timeout(self, serial: Serial, fcr: int, level: int) -> None:
         write(serial, IIR, fcr)

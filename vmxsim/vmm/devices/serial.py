@@ -168,7 +168,9 @@ class Serial(Device):
             return 0
         byte = self.received.popleft()
         if not self.received:
+            # The line drops before the next byte comes: an edge-triggered controller needs it.
             self.lsr &= ~Lsr.DR
+            self._update_irq()
         self._refill()
         return byte
 
