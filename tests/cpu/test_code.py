@@ -81,3 +81,27 @@ def test_first_block_of_an_engine_is_watched_too(start: Start) -> None:
     ram[0x1000:0x1001] = b"\xf4"
     cpu.code.check()
     assert rerun(cpu) is TrapKind.HLT
+
+
+def test_a_data_page_becomes_code_and_changes_again(start: Start) -> None:
+    """Stores to a page, a call into it, a store over the code, a call again."""
+    # mov edi, 0x8000; mov byte [edi], 0x40; mov byte [edi+1], 0xc3; call edi (inc eax; ret);
+    # mov byte [edi], 0x43; call edi (inc ebx; ret); hlt
+    code = "bf00800000" + "c60740" + "c64701c3" + "ffd7" + "c60743" + "ffd7" + "f4"
+    cpu = start(32, code)
+    assert cpu.run().kind is TrapKind.HLT
+    assert (cpu.gpr[0], cpu.gpr[3]) == (1, 1)
+
+
+def test_switching_paging_on_lets_every_page_execute(start: Start) -> None:
+    ram = bytearray(1 << 20)
+    cpu = start(32, "f4", ram)
+    assert cpu.run().kind is TrapKind.HLT
+    ram[0x20000:0x20004] = (0x83).to_bytes(4, "little")  # one 4-MByte page, present, writable
+    ram[0x8000] = 0xF4
+    cpu.cr4 = 0x10
+    cpu.cr3 = 0x20000
+    cpu.cr0 = 0x80000011
+    cpu.rip = 0x8000
+    trap = cpu.run()
+    assert (trap.kind, trap.rip) == (TrapKind.HLT, 0x8000)

@@ -180,6 +180,10 @@ class UnicornCpu(CpuState):
         super().translation_changed()
         self.sites.forget()
 
+    def paging_begins(self) -> None:
+        """Called before paging is switched on."""
+        self._running.nested.allow_execute_everywhere()
+
     def _memory_changed(self) -> None:
         """Forget translations and code after guest-physical memory came or went."""
         self.translation_changed()
@@ -284,11 +288,16 @@ class UnicornCpu(CpuState):
             return None
         raise EngineError(f"Unicorn stopped with error {error} at RIP {rip:#x}")
 
-    def _memory_trap(self, rip: int) -> MemoryTrap:
-        """The record of an access to nothing, or of a write to read-only memory."""
+    def _memory_trap(self, rip: int) -> MemoryTrap | None:
+        """The record of an access to nothing, or of a write to read-only memory.
+
+        None after the first fetch from a page: the guest goes on.
+        """
         gpa, reason = self._fault_address.value, self._error_code.value
         access = 2 if reason & 16 else 1 if reason & 2 else 0
         backed = self.memory.backed(gpa, 1)
+        if access == 2 and backed and self._running.nested.allow_execute(gpa):
+            return None
         gva: int | None = None
         size = 1
         if access == 2:

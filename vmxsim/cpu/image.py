@@ -132,7 +132,7 @@ def _find_cpu(handle: int, function: int) -> int:
     def near(value: int) -> bool:
         return abs(value - function) < LIBRARY_SPAN
 
-    words = struct.unpack("<96Q", ctypes.string_at(handle, 0x300))
+    words: tuple[int, ...] = struct.unpack("<96Q", ctypes.string_at(handle, 0x300))
     for first in range(len(words) - FUNCTIONS - 5):
         after = first + FUNCTIONS
         if words[after : after + 3] != (0, 0, 0) or not words[after + 3]:

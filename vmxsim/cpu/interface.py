@@ -212,6 +212,15 @@ class Cpu(Protocol):
     def shadow(self, value: int) -> None: ...
 
     @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF, for less than the whole of RFLAGS costs."""
+        ...
+
+    def skip(self, length: int) -> None:
+        """Move RIP past an instruction, and end the interrupt shadow that it stood in."""
+        ...
+
+    @property
     def cpl(self) -> int:
         """The current privilege level: SS.DPL, and 3 in virtual-8086 mode."""
         ...

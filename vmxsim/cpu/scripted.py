@@ -167,6 +167,16 @@ class ScriptedCpu:
         return trap
 
     @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF."""
+        return self.rflags & Rflags.IF != 0
+
+    def skip(self, length: int) -> None:
+        """Move RIP on, and end the interrupt shadow."""
+        self.rip += length
+        self.shadow = 0
+
+    @property
     def cpl(self) -> int:
         """SS.DPL; 3 in virtual-8086 mode."""
         return 3 if self.rflags & Rflags.VM else self.segments[Segment.SS].dpl

@@ -59,6 +59,9 @@ class CpuState:
         """Called after any change that moves code or data under linear addresses."""
         flush_tlb(self.live.handle)
 
+    def paging_begins(self) -> None:
+        """Called before paging is switched on."""
+
     # ---- registers
 
     @property
@@ -140,6 +143,12 @@ class CpuState:
         else:
             self._hflags.value &= ~image.HF_INHIBIT_IRQ
 
+    def skip(self, length: int) -> None:
+        """Move RIP past an instruction, and end the interrupt shadow that it stood in."""
+        self._rip.value += length
+        if self._hflags.value & image.HF_INHIBIT_IRQ:
+            self._hflags.value &= ~image.HF_INHIBIT_IRQ
+
     # ---- control registers
 
     @property
@@ -150,6 +159,8 @@ class CpuState:
     @cr0.setter
     def cr0(self, value: int) -> None:
         changed = self._cr[0] ^ value
+        if changed & value & Cr0.PG:
+            self.paging_begins()
         self._cr[0] = value
         self._refresh()
         if changed & (Cr0.PG | Cr0.WP | Cr0.PE):
