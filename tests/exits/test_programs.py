@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmxsim.tools.listing import annotate, tidy
+from vmxsim.tools.trace import TextTrace
 
 from . import MakeMachine
 
@@ -36,3 +37,18 @@ def test_exits_are_as_written_and_output_as_promised(machine: MakeMachine, name:
 def test_the_file_is_tidy(name: str) -> None:
     text = (PROGRAMS / f"{name}.lst").read_text()
     assert text == tidy(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_leave_the_same_trace_byte_for_byte(machine: MakeMachine, name: str) -> None:
+    def trace() -> str:
+        told: list[str] = []
+        guest = machine()
+        guest.probes.add(TextTrace(told.append))
+        guest.load(str(PROGRAMS / f"{name}.lst"))
+        guest.run()
+        return "".join(told)
+
+    first = trace()
+    assert first.count("kvm_exit") > 1
+    assert trace() == first
