@@ -234,3 +234,11 @@ def test_a_guest_page_table_in_any_memory_is_walked(start: Start) -> None:
     trap = cpu.run()
     assert isinstance(trap, MemoryTrap)
     assert trap.gpa == 0x1FC000
+
+
+@pytest.mark.parametrize("code", ["f00fa2", "f0ec", "f00f22c0", "f00f01c1"])
+def test_a_lock_prefix_makes_it_undefined(start: Start, code: str) -> None:
+    cpu = start(32, code)
+    trap = cpu.run()
+    assert isinstance(trap, ExceptionTrap)
+    assert (trap.vector, trap.rip, cpu.rip) == (6, 0x1000, 0x1000)

@@ -244,11 +244,9 @@ class UnicornCpu(CpuState):
             return self._memory_trap(rip)
         if intercepts.EXCEPTION_BASE <= code < intercepts.EXCEPTION_BASE + 32:
             return self._exception_trap(code, rip)
-        site = self.sites.at(rip)
-        if site is None or site.trap is None:
-            where = f"{rip:#x} ({site.insn.mnemonic})" if site is not None else f"{rip:#x}"
-            raise EngineError(f"the engine left the guest with code {code:#x} at RIP {where}")
-        return site.trap
+        if code == intercepts.EXIT_SHUTDOWN or code >= intercepts.EXIT_NPF:
+            raise EngineError(f"the engine left the guest with code {code:#x} at RIP {rip:#x}")
+        return self._trap_at(rip)
 
     def _exception_trap(self, code: int, rip: int) -> Trap:
         """A hardware exception; or, of #UD and #GP, what the engine cannot run but a CPU can."""
@@ -270,8 +268,6 @@ class UnicornCpu(CpuState):
 
     def _engine_is_wrong(self, code: int, site: Site) -> bool:
         """Whether a processor would not raise this #UD or #GP."""
-        if site.insn.lock:
-            return False
         if code == _UD:
             return site.kind in UNDEFINED_TO_THE_ENGINE
         # The engine has CR4.PCE the wrong way round, and looks at ECX before it looks for exits.
@@ -336,8 +332,8 @@ class UnicornCpu(CpuState):
             or site[4] != self._cs_base.value
         ):
             site = self.sites.at(rip)
-            if site is None:
-                raise EngineError(f"no I/O instruction at RIP {rip:#x}")
+        if site is None or site.trap is None:
+            return self._trap_at(rip)
         insn = site[1]
         string = len(insn[0]) > 3
         return tuple.__new__(
@@ -348,10 +344,11 @@ class UnicornCpu(CpuState):
     # ---- decoding
 
     def _trap_at(self, rip: int) -> Trap:
-        """The trap of the instruction at RIP, which is known to be one."""
+        """The trap of the instruction at RIP; #UD for an encoding that only the engine takes."""
         site = self.sites.at(rip)
         if site is None or site.trap is None:
-            raise EngineError(f"the engine stopped at RIP {rip:#x} for no known instruction")
+            insn = None if site is None else site.insn
+            return ExceptionTrap(TrapKind.EXCEPTION, rip, 6, 0, 0, insn)
         return site.trap
 
     # ---- memory in the guest's name

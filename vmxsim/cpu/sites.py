@@ -89,7 +89,7 @@ class Sites:
     ) -> Site:
         """Keep a decoded instruction at its RIP if its bytes can be watched with one read."""
         kind, insn = decoded
-        trap = InsnTrap(kind, rip, insn) if kind is not None else None
+        trap = InsnTrap(kind, rip, insn) if kind is not None and not insn.lock else None
         gpa = self.locate(linear)
         region = self._memory.region_at(gpa) if gpa >= 0 else None
         length = min(insn.length, 8)
