@@ -77,6 +77,13 @@ class Instrument:
     ) -> None:
         """Port input or output; for strings, value is the first element."""
 
+    def fast_pio(self, vcpu_id: int, is_write: bool, port: int, elapsed_host_ns: int) -> None:
+        """The engine answered an in-kernel port by itself: an I/O exit, and all that is told of it.
+
+        It does so while nobody watches vm_entry, vm_exit or pio, and whoever watches handled has
+        this method too.
+        """
+
     def mmio(
         self, vcpu_id: int, now: int, is_write: bool, length: int, gpa: int, value: int
     ) -> None:
@@ -137,6 +144,7 @@ class Probes:
         self.vm_exit: tuple[Callable[[int, int, int, ExitRecord], None], ...] = ()
         self.handled: tuple[Callable[[int, int, ExitRecord, bool, int], None], ...] = ()
         self.pio: tuple[Callable[[int, int, bool, int, int, int, int], None], ...] = ()
+        self.fast_pio: tuple[Callable[[int, bool, int, int], None], ...] = ()
         self.mmio: tuple[Callable[[int, int, bool, int, int, int], None], ...] = ()
         self.unclaimed: tuple[
             Callable[[int, int, bool, bool, int, int, int], None], ...

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import sqrt
 from time import perf_counter_ns
+from typing import Final
 
+from vmxsim.arch.exit_reasons import ExitReason
 from vmxsim.probes import ExitRecord, Instrument
 from vmxsim.tools.trace import kvm_exit_name, reason_name
+
+HEADING: Final = "Analyze events for all VMs, all VCPUs:"
+IO_INSTRUCTION: Final = int(ExitReason.IO_INSTRUCTION)
+NEVER: Final = 1 << 63
 
 
 class Row:
@@ -25,7 +31,7 @@ class Row:
         self.userspace = 0
         self.kernel_ns = 0
         self.userspace_ns = 0
-        self.shortest = -1
+        self.shortest = NEVER
         self.longest = 0
         self.squares = 0
         self.open_ns = 0
@@ -54,72 +60,86 @@ class Row:
         variance = max(0.0, (self.squares - count * mean * mean) / (count - 1))
         return 100 * sqrt(variance / count) / mean
 
-    def spent(self, ns: int) -> None:
-        """Account one event's whole time."""
+    def in_kernel(self, ns: int) -> None:
+        """Account one event that the kernel finished."""
+        self.kernel += 1
+        self.kernel_ns += ns
         self.squares += ns * ns
-        self.longest = max(self.longest, ns)
-        self.shortest = ns if self.shortest < 0 else min(self.shortest, ns)
+        if ns > self.longest:
+            self.longest = ns
+        if ns < self.shortest:
+            self.shortest = ns
 
+    def left(self, ns: int) -> None:
+        """Account the kernel's part of one that userspace has to finish."""
+        self.userspace += 1
+        self.kernel_ns += ns
+        self.open_ns = ns
 
-class PortRow:
-    """How often a port was read and written, and by whom it was served."""
+    def returned(self, ns: int) -> None:
+        """Account userspace's part; the event is over."""
+        whole = self.open_ns + ns
+        self.userspace_ns += ns
+        self.squares += whole * whole
+        self.longest = max(self.longest, whole)
+        self.shortest = min(self.shortest, whole)
 
-    __slots__ = ("kernel", "reads", "userspace", "writes")
-
-    def __init__(self) -> None:
-        self.reads = 0
-        self.writes = 0
-        self.kernel = 0
-        self.userspace = 0
+    def add(self, other: Row) -> None:
+        """Account everything that another row has."""
+        for name in ("kernel", "userspace", "kernel_ns", "userspace_ns", "squares"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
+        self.shortest = min(self.shortest, other.shortest)
 
 
 class Stat(Instrument):
     """Add it to a machine's probes, run, and print report()."""
 
     def __init__(self) -> None:
-        self.exits: dict[str, Row] = {}
-        self.ports: dict[int, PortRow] = {}
         self.userspace: dict[str, int] = {}
-        self._rows: dict[tuple[int, bool], Row] = {}
-        self._left: dict[int, tuple[Row, int]] = {}
-        self._port: dict[int, PortRow] = {}
+        self.ports: dict[tuple[int, bool], Row] = {}
+        """I/O exits by port and direction (True: OUT)."""
+        self._others: dict[int, Row] = {}
+        self._names: dict[int, str] = {}
         self._last: dict[int, Row] = {}
+        self._left: dict[int, tuple[Row, int]] = {}
+
+    @property
+    def exits(self) -> dict[str, Row]:
+        """Exits by reason."""
+        found = {self._names[reason]: row for reason, row in self._others.items()}
+        if self.ports:
+            io = found[ExitReason.IO_INSTRUCTION.name] = Row()
+            for row in self.ports.values():
+                io.add(row)
+        return found
 
     def handled(
         self, vcpu_id: int, now: int, exit: ExitRecord, in_kernel: bool, elapsed_host_ns: int
     ) -> None:
         """An exit is dealt with: by the kernel, or by leaving for userspace."""
-        row = self._rows.get((exit.reason, exit.failed_entry)) or self._row(exit)
-        row.kernel_ns += elapsed_host_ns
-        port = self._port.pop(vcpu_id, None)
+        reason = exit.reason
+        if reason == IO_INSTRUCTION:
+            asked = exit.qualification
+            row = self._port(asked >> 16 & 0xFFFF, not asked & 8)
+        else:
+            row = self._others.get(reason) or self._row(exit)
         if in_kernel:
-            row.kernel += 1
-            row.squares += elapsed_host_ns * elapsed_host_ns
-            if elapsed_host_ns > row.longest:
-                row.longest = elapsed_host_ns
-            if elapsed_host_ns < row.shortest or row.shortest < 0:
-                row.shortest = elapsed_host_ns
-            if port is not None:
-                port.kernel += 1
+            row.in_kernel(elapsed_host_ns)
         else:
-            row.userspace += 1
-            row.open_ns = elapsed_host_ns
+            row.left(elapsed_host_ns)
             self._last[vcpu_id] = row
-            if port is not None:
-                port.userspace += 1
 
-    def pio(
-        self, vcpu_id: int, now: int, is_write: bool, port: int, size: int, count: int, value: int
-    ) -> None:
-        """Count the port; handled() will say whether the kernel had it."""
-        row = self.ports.get(port)
-        if row is None:
-            row = self.ports[port] = PortRow()
-        if is_write:
-            row.writes += count
-        else:
-            row.reads += count
-        self._port[vcpu_id] = row
+    def fast_pio(self, vcpu_id: int, is_write: bool, port: int, elapsed_host_ns: int) -> None:
+        """An I/O exit that the engine answered by itself with a chip of the kernel."""
+        row = self.ports.get((port, is_write)) or self._port(port, is_write)
+        row.kernel += 1
+        row.kernel_ns += elapsed_host_ns
+        row.squares += elapsed_host_ns * elapsed_host_ns
+        if elapsed_host_ns > row.longest:
+            row.longest = elapsed_host_ns
+        if elapsed_host_ns < row.shortest:
+            row.shortest = elapsed_host_ns
 
     def userspace_exit(self, vcpu_id: int, now: int, exit_reason: int) -> None:
         """Userspace's time begins, on the account of the exit that led there."""
@@ -133,60 +153,56 @@ class Stat(Instrument):
         """Userspace's time ends."""
         left = self._left.pop(vcpu_id, None)
         if left is not None:
-            row, since = left
-            spent = perf_counter_ns() - since
-            row.userspace_ns += spent
-            row.spent(row.open_ns + spent)
+            left[0].returned(perf_counter_ns() - left[1])
 
-    def finish(self) -> None:
-        """Close the accounts of exits that userspace never returned from (the run ended)."""
-        for row, _since in self._left.values():
-            row.spent(row.open_ns)
-        self._left.clear()
+    def _port(self, port: int, is_write: bool) -> Row:
+        return self.ports.setdefault((port, is_write), Row())
 
     def _row(self, exit: ExitRecord) -> Row:
-        name = reason_name(exit)
-        row = self._rows[exit.reason, exit.failed_entry] = self.exits.setdefault(name, Row())
-        return row
+        self._names[exit.reason] = reason_name(exit)
+        return self._others.setdefault(exit.reason, Row())
 
     def report(self) -> str:
         """Every table: exits, ports, and why KVM_RUN returned."""
-        self.finish()
-        return "\n".join((*exit_table(self.exits), *port_table(self.ports),
-                          *userspace_table(self.userspace))) + "\n"  # fmt: skip
+        for row, _since in self._left.values():
+            row.returned(0)  # userspace never came back: the run ended
+        self._left.clear()
+        ports = {
+            f"{'POUT' if is_write else 'PIN'} {port:#x}": row
+            for (port, is_write), row in sorted(self.ports.items())
+        }
+        lines = [HEADING, "", *table("VM-EXIT", self.exits), *total(self.exits)]
+        if ports:
+            lines += ["", *table("IO port", ports)]
+        return "\n".join((*lines, *userspace_table(self.userspace))) + "\n"
 
 
-def exit_table(exits: dict[str, Row]) -> Iterator[str]:
-    """The table of perf kvm stat, with two more columns: who dealt with it."""
-    samples = sum(row.samples for row in exits.values())
-    time_ns = sum(row.total_ns for row in exits.values())
-    yield "Analyze events for all VMs, all VCPUs:"
-    yield ""
-    yield (f"{'VM-EXIT':>20} {'Samples':>10} {'Samples%':>9} {'Time%':>9} {'Min Time':>11} "
+def table(title: str, rows: dict[str, Row]) -> Iterator[str]:
+    """The columns of perf kvm stat, and two more: who dealt with it. The most frequent first."""
+    samples = sum(row.samples for row in rows.values())
+    time_ns = sum(row.total_ns for row in rows.values())
+    yield (f"{title:>20} {'Samples':>10} {'Samples%':>9} {'Time%':>9} {'Min Time':>11} "
            f"{'Max Time':>11} {'Avg time':>26} {'Kernel':>10} {'Userspace':>10}")  # fmt: skip
     yield ""
-    for name, row in sorted(exits.items(), key=lambda item: (-item[1].samples, item[0])):
+    for name, row in sorted(rows.items(), key=lambda item: (-item[1].samples, item[0])):
         average = f"{row.mean_ns / 1000:.2f}us ( +- {row.error_percent:6.2f}% )"
+        shortest = 0 if row.shortest == NEVER else row.shortest
         yield (
             f"{name:>20} {row.samples:>10} {percent(row.samples, samples)} "
-            f"{percent(row.total_ns, time_ns)} {microseconds(max(row.shortest, 0))} "
+            f"{percent(row.total_ns, time_ns)} {microseconds(shortest)} "
             f"{microseconds(row.longest)} {average:>26} {row.kernel:>10} {row.userspace:>10}"
         )
     yield ""
-    kernel_ns = sum(row.kernel_ns for row in exits.values())
-    yield f"Total Samples:{samples}, Total events handled time:{time_ns / 1000:.2f}us."
-    left_ns = time_ns - kernel_ns
+
+
+def total(rows: dict[str, Row]) -> Iterator[str]:
+    """Sum everything up, as perf does, and split the time."""
+    samples = sum(row.samples for row in rows.values())
+    kernel_ns = sum(row.kernel_ns for row in rows.values())
+    left_ns = sum(row.userspace_ns for row in rows.values())
+    time = (kernel_ns + left_ns) / 1000
+    yield f"Total Samples:{samples}, Total events handled time:{time:.2f}us."
     yield f"In the kernel {kernel_ns / 1000:.2f}us, in userspace {left_ns / 1000:.2f}us."
-
-
-def port_table(ports: dict[int, PortRow]) -> Iterator[str]:
-    """One line per I/O port: elements read and written, exits by who served them."""
-    if ports:
-        yield ""
-        yield f"{'IO port':>20} {'Reads':>10} {'Writes':>10} {'Kernel':>10} {'Userspace':>10}"
-    for port, row in sorted(ports.items()):
-        yield (f"{hex(port):>20} {row.reads:>10} {row.writes:>10} {row.kernel:>10} "
-               f"{row.userspace:>10}")  # fmt: skip
 
 
 def userspace_table(returns: dict[str, int]) -> Iterable[str]:
