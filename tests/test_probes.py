@@ -60,4 +60,6 @@ def test_an_instrument_that_overrides_nothing_costs_nothing() -> None:
 def test_all_methods_name_the_vcpu_and_the_time_first() -> None:
     for event in EVENTS:
         parameters = list(inspect.signature(getattr(Instrument, event)).parameters)
-        assert parameters[:3] == ["self", "vcpu_id", "now"]
+        # Asking for the time would cost fast_pio as much as the access it tells of.
+        first = ["self", "vcpu_id"] if event == "fast_pio" else ["self", "vcpu_id", "now"]
+        assert parameters[: len(first)] == first

@@ -81,7 +81,7 @@ class Instrument:
         """The engine answered an in-kernel port by itself: an I/O exit, and all that is told of it.
 
         It does so while nobody watches vm_entry, vm_exit or pio, and whoever watches handled has
-        this method too.
+        this method too. There is no time of day: reading it would cost as much as the access.
         """
 
     def mmio(
