@@ -80,6 +80,13 @@ class Processor(NonRoot):
         }
         self._short_writes: dict[int, Callable[[int], bool]] = {}
 
+    @classmethod
+    def create(cls, clock: Clock) -> Processor:
+        """A processor that runs guests in the engine, which is loaded now and not before."""
+        from vmxsim.cpu.cpu import UnicornCpu
+
+        return cls(UnicornCpu(), clock)
+
     # ---- entering and leaving VMX operation
 
     def vmxon(self, address: int) -> VmFail | None:
@@ -292,6 +299,24 @@ class Processor(NonRoot):
         elif not self._write_rip(value):
             self._require_current()
             self._vmwrite(_RIP, value & MASK_64)
+
+    def skip(self, length: int) -> None:
+        """Move GUEST_RIP past an instruction that root mode has done for the guest.
+
+        Blocking by STI and MOV SS ends with it, as it does when the instruction runs.
+        """
+        if self._changed or self.current is None:
+            self.rip += length
+            self.vmwrite(_INTERRUPTIBILITY, 0)
+        else:
+            self.cpu.skip(length)
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF of the guest, for less than reading GUEST_RFLAGS costs."""
+        if _RFLAGS in self._changed or self.current is None:
+            return self._fields.get(_RFLAGS, 0) & Rflags.IF != 0
+        return self.cpu.interrupts_enabled
 
     # ---- VM entry
 
