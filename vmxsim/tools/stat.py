@@ -171,7 +171,7 @@ class Stat(Instrument):
             f"{'POUT' if is_write else 'PIN'} {port:#x}": row
             for (port, is_write), row in sorted(self.ports.items())
         }
-        lines = [HEADING, "", *table("VM-EXIT", self.exits), *total(self.exits)]
+        lines = [HEADING, "", *table("VM-EXIT", self.exits), "", *total(self.exits)]
         if ports:
             lines += ["", *table("IO port", ports)]
         return "\n".join((*lines, *userspace_table(self.userspace))) + "\n"
@@ -192,7 +192,6 @@ def table(title: str, rows: dict[str, Row]) -> Iterator[str]:
             f"{percent(row.total_ns, time_ns)} {microseconds(shortest)} "
             f"{microseconds(row.longest)} {average:>26} {row.kernel:>10} {row.userspace:>10}"
         )
-    yield ""
 
 
 def total(rows: dict[str, Row]) -> Iterator[str]:
