@@ -8,10 +8,8 @@ implementation: one vCPU per VM ("SMP is not modelled yet"), no local APIC, no d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from ctypes import Array
-from errno import EBADF, EEXIST, EINVAL, ENOSPC
-from mmap import mmap
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from errno import EEXIST, EINVAL, ENOSPC
+from typing import TYPE_CHECKING
 
 from vmxsim.arch.cpuid import CpuidEntry
 from vmxsim.clock import TSC_KHZ, Clock, HostClock, VirtualClock
@@ -19,6 +17,7 @@ from vmxsim.errors import ConfigError, KvmError
 from vmxsim.kvm import regs as ioctls
 from vmxsim.kvm import uapi
 from vmxsim.kvm.cpuid import kvm_dev_ioctl_get_supported_cpuid, kvm_vcpu_ioctl_set_cpuid2
+from vmxsim.kvm.descriptor import Descriptor, Memory, writable_view
 from vmxsim.kvm.guest_memory import kvm_mmu_reload
 from vmxsim.kvm.irq import (
     install_fast_ports,
@@ -45,12 +44,8 @@ from vmxsim.probes import Probes
 from vmxsim.vmx.processor import Processor
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
-Memory: TypeAlias = "bytearray | memoryview | mmap | Array[object]"
-"""Any writable buffer: guest memory is this very buffer, never a copy."""
-
-D = TypeVar("D", bound="Descriptor")
 
 MAX_VCPUS = 1
 
@@ -80,34 +75,6 @@ CAPABILITIES: dict[int, int] = {
     uapi.KVM_CAP_IMMEDIATE_EXIT: 1,
 }
 """KVM_CHECK_EXTENSION: what is here. Every other number is answered with 0."""
-
-
-class Descriptor:
-    """Something with close(), once; a `with` block closes it too."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    def close(self) -> None:
-        """Give it back. Closing twice does nothing."""
-        self.closed = True
-
-    def __enter__(self: D) -> D:
-        """Use it for a `with` block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        self.close()
-
-    def _check(self) -> None:
-        if self.closed:
-            raise KvmError(EBADF, f"this {type(self).__name__} is closed")
 
 
 class Kvm(Descriptor):
@@ -407,16 +374,6 @@ class Vcpu(Descriptor):
         super().close()
         if self._vcpu.running:
             self.kick()
-
-
-def writable_view(slot: int, memory: Memory | None) -> memoryview | None:
-    """The buffer as bytes; None for nothing. EFAULT's cousin, EINVAL, when it is read-only."""
-    if memory is None:
-        return None
-    view = memoryview(memory)
-    if view.readonly or not view.c_contiguous:
-        raise KvmError(EINVAL, f"slot {slot}: guest memory must be a writable buffer")
-    return view.cast("B") if view.nbytes else None
 
 
 __all__ = ["CAPABILITIES", "HostClock", "Kvm", "Vcpu", "VirtualClock", "Vm"]

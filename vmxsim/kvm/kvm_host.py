@@ -66,14 +66,13 @@ class PioRequest:
     A `count` other than zero says that one is under way.
     """
 
-    __slots__ = ("count", "is_in", "port", "rip", "size")
+    __slots__ = ("count", "is_in", "port", "size")
 
     def __init__(self) -> None:
         self.count = 0
         self.size = 0
         self.port = 0
         self.is_in = False
-        self.rip = 0
 
 
 class QueuedException:
@@ -111,7 +110,7 @@ class VcpuArch:
         "apic_base", "complete_userspace_io", "cpuid", "cpuid_entries", "cr0", "cr4", "cr8",
         "dr_wont_exit", "efer", "emulation", "event_exit_inst_len", "exception", "guest_xcr0",
         "injecting", "interrupt", "mp_state", "msrs", "nmi_injected", "nmi_pending", "pio",
-        "singlestep", "tsc_offset",
+        "rip_moved", "singlestep", "tsc_offset",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -133,6 +132,7 @@ class VcpuArch:
         self.injecting = False
         self.event_exit_inst_len = 0
         self.pio = PioRequest()
+        self.rip_moved = False
         self.emulation: Emulation | None = None
         self.complete_userspace_io: Callable[[KvmVcpu], Run] | None = None
         self.dr_wont_exit = False
@@ -191,9 +191,10 @@ class KvmVcpu:
 
     __slots__ = (
         "arch", "clock", "deadline", "exec_control", "exit", "exit_counter", "exits",
-        "guest_state_loaded", "id", "in_guest", "kvm_run", "launched", "loaded", "mutex", "probes",
-        "processor", "requests", "requests_lock", "running", "shared", "slots", "stat", "thread",
-        "timer_armed", "vm", "wait_condition", "want_window", "woken", "x86_ops",
+        "fast_ports_watched", "guest_state_loaded", "id", "in_guest", "kvm_run", "launched",
+        "loaded", "mutex", "probes", "processor", "requests", "requests_lock", "running", "shared",
+        "slots", "stat", "thread", "timer_armed", "vm", "wait_condition", "want_window", "woken",
+        "x86_ops",
     )  # fmt: skip
 
     def __init__(
@@ -228,6 +229,7 @@ class KvmVcpu:
         self.deadline: int | None = None
         self.timer_armed = False
         self.want_window = False
+        self.fast_ports_watched = False
         self.slots: dict[int, MemorySlot] = {}
 
 

@@ -6,9 +6,9 @@ slots change through a request that the vCPU answers between two entries).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from errno import EEXIST, EINVAL
+from threading import get_ident
 from typing import Concatenate, ParamSpec, TypeVar
 
 from vmxsim.errors import KvmError
@@ -45,8 +45,9 @@ def kvm_vcpu_ioctl(
 
 def vcpu_load(vcpu: KvmVcpu) -> None:
     """Make the calling thread the one that acts for this vCPU, and its VMCS the current one."""
-    vcpu.thread = threading.get_ident()
-    vcpu.x86_ops.vcpu_load(vcpu)
+    vcpu.thread = get_ident()
+    if not vcpu.loaded:
+        vcpu.x86_ops.vcpu_load(vcpu)
 
 
 def vcpu_put(vcpu: KvmVcpu) -> None:
@@ -207,7 +208,7 @@ def kvm_vcpu_kick(vcpu: KvmVcpu) -> None:
 
     From the vCPU's own thread there is nothing to do: it looks before the next entry.
     """
-    if vcpu.thread == threading.get_ident():
+    if vcpu.thread == get_ident():
         return
     kvm_vcpu_wake_up(vcpu)
     if vcpu.in_guest:

@@ -100,7 +100,8 @@ def emulate_outs(string: StringIo) -> Run:
         if not isinstance(data, bytes):
             return string.failed(data)
         string.advance()
-        if not emulator_pio_out_emulated(vcpu, string.size, string.port, data, 1):
+        value = int.from_bytes(data, "little")
+        if not emulator_pio_out_emulated(vcpu, string.size, string.port, value):
             vcpu.arch.complete_userspace_io = complete_emulated_outs
             if not string.rep:
                 kvm_skip_emulated_instruction(vcpu)

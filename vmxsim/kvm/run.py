@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 
 class Run(Enum):
@@ -10,3 +11,8 @@ class Run(Enum):
 
     REENTER_GUEST = "handled here, go on"
     EXIT_USERSPACE = "kvm_run says what is needed"
+
+
+REENTER_GUEST: Final = Run.REENTER_GUEST
+EXIT_USERSPACE: Final = Run.EXIT_USERSPACE
+"""The same two under names that the run loop finds in one step."""

@@ -16,7 +16,7 @@ from vmxsim.arch.exit_reasons import FAILED_VMENTRY, ExitReason
 from vmxsim.arch.msrs import Msr
 from vmxsim.arch.paging import ErrorCode
 from vmxsim.arch.qualifications import CrAccess, CrQualification, EptQualification
-from vmxsim.arch.registers import Cr0, Cr4, Dr6, Gpr, Rflags
+from vmxsim.arch.registers import Cr0, Cr4, Dr6, Gpr
 from vmxsim.arch.vmcs_fields import VmcsField
 from vmxsim.errors import EngineError
 from vmxsim.kvm.control_regs import (
@@ -201,7 +201,7 @@ def vmx_inject_nmi(vcpu: KvmVcpu) -> None:
 
 def vmx_interrupt_allowed(vcpu: KvmVcpu) -> bool:
     """Whether the guest would take an interrupt: IF is 1, and neither STI nor MOV SS blocks."""
-    if not vmcs_readl(vcpu, F.GUEST_RFLAGS) & Rflags.IF:
+    if not vcpu.processor.interrupts_enabled:
         return False
     return vmcs_readl(vcpu, F.GUEST_INTERRUPTIBILITY_INFO) & 3 == 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from errno import EAGAIN, EINTR, EINVAL
 from struct import Struct
+from threading import main_thread
 from time import perf_counter_ns
 from typing import NoReturn
 
@@ -19,11 +20,12 @@ from vmxsim.arch.events import (
     has_error_code,
 )
 from vmxsim.arch.paging import PageFault
-from vmxsim.arch.registers import Dr6, Dr7, Rflags
+from vmxsim.arch.registers import Cr0, Dr6, Dr7, Rflags
 from vmxsim.arch.vmcs_fields import VmcsField
 from vmxsim.errors import KvmError
 from vmxsim.kvm.guest_memory import kvm_mmu_reload
 from vmxsim.kvm.irq import (
+    install_fast_ports,
     kvm_cpu_get_interrupt,
     kvm_cpu_has_injectable_intr,
     kvm_cpu_has_interrupt,
@@ -49,7 +51,7 @@ from vmxsim.kvm.requests import (
     kvm_make_request,
     kvm_test_request,
 )
-from vmxsim.kvm.run import Run
+from vmxsim.kvm.run import EXIT_USERSPACE, REENTER_GUEST, Run
 from vmxsim.kvm.timers import arm_budget, run_timers
 from vmxsim.kvm.uapi import (
     EXIT_OFFSET,
@@ -71,15 +73,18 @@ from vmxsim.kvm.uapi import (
 from vmxsim.kvm.vmx_ops import vmcs_readl, vmcs_writel
 from vmxsim.vmx.records import VmExit, VmFail
 
+_MAIN_THREAD = main_thread().ident
 _RFLAGS = VmcsField.GUEST_RFLAGS
 _DR7 = VmcsField.GUEST_DR7
 _INTERRUPTIBILITY = VmcsField.GUEST_INTERRUPTIBILITY_INFO
 _CS_AR = VmcsField.GUEST_CS_AR_BYTES
-_ENOSYS = -38 & (1 << 64) - 1
+_KVM_ENOSYS = -1000 & (1 << 64) - 1
 
 _RUN_OUT = Struct("<BBHQQ")
 """kvm_run from ready_for_interrupt_injection to apic_base."""
 _RUN_OUT_OFFSET = 12
+_ITEM = {1: Struct("<B"), 2: Struct("<H"), 4: Struct("<I")}
+"""One item of the port data page, by size."""
 _MASKS = (0, 0xFF, 0xFFFF, 0, 0xFFFF_FFFF)
 
 # -- KVM_RUN ---------------------------------------------------------------------------------------
@@ -95,42 +100,52 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu) -> None:
     vcpu_load(vcpu)
     vcpu.running = True
     try:
+        kvm_run, arch = vcpu.kvm_run, vcpu.arch
         for entered in vcpu.probes.userspace_entry:
             entered(vcpu.id, vcpu.clock.now())
-        ioctl_run(vcpu)
+        if arch.mp_state == KVM_MP_STATE_UNINITIALIZED:
+            run_uninitialized(vcpu)
+        if vcpu.vm.pic is None:
+            accept_userspace_apic(vcpu)
+        else:
+            use_fast_ports(vcpu)
+        if arch.complete_userspace_io is not None:
+            complete = arch.complete_userspace_io
+            arch.complete_userspace_io = None
+            if complete(vcpu) is EXIT_USERSPACE:
+                return
+        if kvm_run.immediate_exit:
+            interrupted(vcpu, "immediate_exit is set")
+        vcpu_run(vcpu)
     finally:
         vcpu.in_guest = vcpu.running = False
         post_kvm_run_save(vcpu)
-        reason = vcpu.kvm_run.exit_reason
-        exits = vcpu.stat.userspace_exits
-        exits[reason] = exits.get(reason, 0) + 1
-        for left in vcpu.probes.userspace_exit:
-            left(vcpu.id, vcpu.clock.now(), reason)
         vcpu_put(vcpu)
 
 
-def ioctl_run(vcpu: KvmVcpu) -> None:
-    """The body of kvm_arch_vcpu_ioctl_run between vcpu_load and vcpu_put."""
-    kvm_run, arch, probes = vcpu.kvm_run, vcpu.arch, vcpu.probes
-    vcpu.processor.ports.enabled = not (
-        probes.vm_exit or probes.vm_entry or probes.pio or probes.handled
-    )
-    if arch.mp_state == KVM_MP_STATE_UNINITIALIZED:
-        run_uninitialized(vcpu)
-    irqchip = vcpu.vm.pic is not None
-    vcpu.want_window = bool(kvm_run.request_interrupt_window) and not irqchip
-    if not irqchip and kvm_run.cr8 != arch.cr8:
+def accept_userspace_apic(vcpu: KvmVcpu) -> None:
+    """Without the irqchip, userspace has the local APIC: take its CR8 and its wish for a window."""
+    kvm_run = vcpu.kvm_run
+    vcpu.want_window = kvm_run.request_interrupt_window != 0
+    if kvm_run.cr8 != vcpu.arch.cr8:
         if kvm_run.cr8 & ~0xF:
             raise KvmError(EINVAL, f"kvm_run.cr8 is {kvm_run.cr8:#x}: only bits 3:0 exist")
-        arch.cr8 = kvm_run.cr8
-    if arch.complete_userspace_io is not None:
-        complete = arch.complete_userspace_io
-        arch.complete_userspace_io = None
-        if complete(vcpu) is Run.EXIT_USERSPACE:
-            return
-    if kvm_run.immediate_exit:
-        interrupted(vcpu, "immediate_exit is set")
-    vcpu_run(vcpu)
+        vcpu.arch.cr8 = kvm_run.cr8
+
+
+def use_fast_ports(vcpu: KvmVcpu) -> None:
+    """Let the engine answer in-kernel ports by itself, unless a probe wants to see their exits."""
+    probes = vcpu.probes
+    watched = bool(probes.fast_pio)
+    if watched is not vcpu.fast_ports_watched:
+        vcpu.fast_ports_watched = watched
+        install_fast_ports(vcpu)
+    vcpu.processor.ports.enabled = not (
+        probes.vm_exit
+        or probes.vm_entry
+        or probes.pio
+        or len(probes.handled) > len(probes.fast_pio)
+    )
 
 
 def run_uninitialized(vcpu: KvmVcpu) -> NoReturn:
@@ -153,12 +168,19 @@ def interrupted(vcpu: KvmVcpu, why: str) -> NoReturn:
 
 
 def post_kvm_run_save(vcpu: KvmVcpu) -> None:
-    """Tell userspace what it needs in order to inject interrupts."""
-    rflags = vmcs_readl(vcpu, _RFLAGS)
-    ready = vcpu.vm.pic is not None or kvm_vcpu_ready_for_interrupt_injection(vcpu)
-    _RUN_OUT.pack_into(
-        vcpu.shared, _RUN_OUT_OFFSET, ready, rflags >> 9 & 1, 0, vcpu.arch.cr8, vcpu.arch.apic_base
+    """Tell userspace what it needs in order to inject interrupts. Count and report the exit."""
+    arch, reason = vcpu.arch, vcpu.kvm_run.exit_reason
+    if_flag = vcpu.processor.interrupts_enabled
+    ready = vcpu.vm.pic is not None or (
+        if_flag and kvm_vcpu_ready_for_interrupt_injection(vcpu)
     )
+    _RUN_OUT.pack_into(
+        vcpu.shared, _RUN_OUT_OFFSET, ready, if_flag, 0, arch.cr8, arch.apic_base
+    )
+    exits = vcpu.stat.userspace_exits
+    exits[reason] = exits.get(reason, 0) + 1
+    for left in vcpu.probes.userspace_exit:
+        left(vcpu.id, vcpu.clock.now(), reason)
 
 
 def vcpu_run(vcpu: KvmVcpu) -> None:
@@ -168,7 +190,7 @@ def vcpu_run(vcpu: KvmVcpu) -> None:
     """
     while True:
         run = vcpu_enter_guest(vcpu) if kvm_vcpu_running(vcpu) else vcpu_block(vcpu)
-        if run is not Run.REENTER_GUEST:
+        if run is not REENTER_GUEST:
             return
         if vcpu.want_window and kvm_vcpu_ready_for_interrupt_injection(vcpu):
             vcpu.kvm_run.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN
@@ -203,12 +225,12 @@ def vcpu_block(vcpu: KvmVcpu) -> Run:
     if not kvm_arch_vcpu_runnable(vcpu):
         kvm_vcpu_block(vcpu, kvm_arch_vcpu_runnable)
         if not kvm_check_request(KVM_REQ_UNHALT, vcpu):
-            return Run.REENTER_GUEST
+            return REENTER_GUEST
     if vcpu.arch.mp_state == KVM_MP_STATE_HALTED:
         vcpu.arch.mp_state = KVM_MP_STATE_RUNNABLE
     elif vcpu.arch.mp_state not in (KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_INIT_RECEIVED):
         interrupted(vcpu, "the vCPU is not runnable")
-    return Run.REENTER_GUEST
+    return REENTER_GUEST
 
 
 # -- one turn --------------------------------------------------------------------------------------
@@ -257,7 +279,7 @@ def watched_exit(vcpu: KvmVcpu, exit: VmExit) -> Run:
     run = vcpu.x86_ops.handle_exit(vcpu, exit)
     elapsed = perf_counter_ns() - start
     for handled in probes.handled:
-        handled(vcpu.id, now, exit, run is Run.REENTER_GUEST, elapsed)
+        handled(vcpu.id, now, exit, run is REENTER_GUEST, elapsed)
     return run
 
 
@@ -266,7 +288,7 @@ def entry_failed(vcpu: KvmVcpu, reason: int) -> Run:
     vcpu.kvm_run.exit_reason = KVM_EXIT_FAIL_ENTRY
     vcpu.kvm_run.fail_entry.hardware_entry_failure_reason = reason
     vcpu.kvm_run.fail_entry.cpu = 0
-    return Run.EXIT_USERSPACE
+    return EXIT_USERSPACE
 
 
 def before_entry(vcpu: KvmVcpu) -> Run | None:
@@ -275,10 +297,10 @@ def before_entry(vcpu: KvmVcpu) -> Run | None:
         run_timers(vcpu)
     if vcpu.requests:
         if vcpu.requests & REQ_SIGNAL:
-            return Run.REENTER_GUEST
+            return REENTER_GUEST
         if kvm_check_request(KVM_REQ_TRIPLE_FAULT, vcpu):
             vcpu.kvm_run.exit_reason = KVM_EXIT_SHUTDOWN
-            return Run.EXIT_USERSPACE
+            return EXIT_USERSPACE
         if vcpu.requests & ~REQ_EVENT:
             kvm_mmu_reload(vcpu)
             kvm_clear_request(KVM_REQ_UNHALT, vcpu)
@@ -370,8 +392,13 @@ def kvm_queue_interrupt(vcpu: KvmVcpu, vector: int, soft: bool) -> None:
 def kvm_multiple_exception(
     vcpu: KvmVcpu, vector: int, error_code: int | None, reinject: bool
 ) -> None:
-    """Queue an exception; with one under way they make a double fault, or shut the guest down."""
+    """Queue an exception; with one under way they make a double fault, or shut the guest down.
+
+    In real mode no exception has an error code.
+    """
     kvm_make_request(KVM_REQ_EVENT, vcpu)
+    if not vcpu.arch.cr0 & Cr0.PE:
+        error_code = None
     exception = vcpu.arch.exception
     if not exception.pending and not exception.injected:
         exception.injected, exception.pending = reinject, not reinject
@@ -384,7 +411,7 @@ def kvm_multiple_exception(
     exception.pending, exception.injected = True, False
     exception.nr = outcome
     exception.error_code = error_code if outcome == vector else 0
-    if not has_error_code(outcome):
+    if not has_error_code(outcome) or not vcpu.arch.cr0 & Cr0.PE:
         exception.error_code = None
 
 
@@ -413,7 +440,7 @@ def kvm_complete_insn_gp(vcpu: KvmVcpu, failed: bool) -> Run:
     """End an instruction that either is done or raises #GP(0)."""
     if failed:
         kvm_inject_gp(vcpu, 0)
-        return Run.REENTER_GUEST
+        return REENTER_GUEST
     return kvm_skip_emulated_instruction(vcpu)
 
 
@@ -435,15 +462,13 @@ def kvm_skip_emulated_instruction(vcpu: KvmVcpu) -> Run:
     """
     exit = vcpu.exit
     assert exit is not None
-    processor = vcpu.processor
-    processor.rip += exit.instruction_length
-    processor.vmwrite(_INTERRUPTIBILITY, 0)
+    vcpu.processor.skip(exit.instruction_length)
     if vcpu.arch.singlestep:
         if vmcs_readl(vcpu, _RFLAGS) & Rflags.TF:
             kvm_queue_debug(vcpu, Dr6.BS)
         else:
             vcpu.arch.singlestep = False
-    return Run.REENTER_GUEST
+    return REENTER_GUEST
 
 
 def kvm_emulate_halt(vcpu: KvmVcpu) -> Run:
@@ -464,16 +489,16 @@ def kvm_vcpu_halt(vcpu: KvmVcpu) -> Run:
         vm.report_dead_halt and not vmcs_readl(vcpu, _RFLAGS) & Rflags.IF
     ):
         vcpu.arch.mp_state = KVM_MP_STATE_HALTED
-        return Run.REENTER_GUEST
+        return REENTER_GUEST
     vcpu.kvm_run.exit_reason = KVM_EXIT_HLT
-    return Run.EXIT_USERSPACE
+    return EXIT_USERSPACE
 
 
 def kvm_emulate_hypercall(vcpu: KvmVcpu) -> Run:
-    """VMCALL: no paravirtual call is offered, so RAX is -ENOSYS. Not from user mode: -EPERM."""
+    """VMCALL: no paravirtual call is offered, so RAX is -KVM_ENOSYS. Not from user mode: -EPERM."""
     processor = vcpu.processor
     user = vmcs_readl(vcpu, VmcsField.GUEST_SS_AR_BYTES) >> 5 & 3
-    value = _EPERM if user else _ENOSYS
+    value = _EPERM if user else _KVM_ENOSYS
     processor.gpr[0] = value if is_64_bit_mode(vcpu) else value & 0xFFFF_FFFF
     return kvm_skip_emulated_instruction(vcpu)
 
@@ -490,67 +515,67 @@ def is_64_bit_mode(vcpu: KvmVcpu) -> bool:
 
 
 def kvm_fast_pio(vcpu: KvmVcpu, size: int, port: int, is_in: bool) -> Run:
-    """IN or OUT of one item, without the instruction emulator."""
+    """IN or OUT of one item, without the instruction emulator.
+
+    At KVM_EXIT_IO RIP is still on an OUT; it moves at the next KVM_RUN. Except for port 0x7e
+    (KVM_X86_QUIRK_OUT_7E_INC_RIP): old userspace wants RIP behind it at once. Linux's
+    kvm_fast_pio_out and emulator_pio_out_emulated are folded into this, to save calls.
+    """
     if is_in:
         return kvm_fast_pio_in(vcpu, size, port)
-    return kvm_fast_pio_out(vcpu, size, port)
-
-
-def kvm_fast_pio_out(vcpu: KvmVcpu, size: int, port: int) -> Run:
-    """OUT. At KVM_EXIT_IO RIP is still on the instruction; it moves at the next KVM_RUN.
-
-    Except port 0x7e (KVM_X86_QUIRK_OUT_7E_INC_RIP): old userspace wants RIP behind it at once.
-    """
     value = vcpu.processor.gpr[0] & _MASKS[size]
-    if emulator_pio_out_emulated(vcpu, size, port, value.to_bytes(size, "little"), 1):
+    _ITEM[size].pack_into(vcpu.shared, PIO_DATA_OFFSET, value)
+    if vcpu.probes.pio:
+        trace_pio(vcpu, True, size, port, 1)
+    if emulator_pio_in_out(vcpu, size, port, 1, False):
         return kvm_skip_emulated_instruction(vcpu)
     arch = vcpu.arch
     if port == 0x7E:
         arch.complete_userspace_io = complete_fast_pio_out_port_0x7e
         kvm_skip_emulated_instruction(vcpu)
     else:
-        arch.pio.rip = vcpu.processor.rip
+        arch.rip_moved = False
         arch.complete_userspace_io = complete_fast_pio_out
-    return Run.EXIT_USERSPACE
+    return EXIT_USERSPACE
 
 
 def complete_fast_pio_out(vcpu: KvmVcpu) -> Run:
     """Userspace has taken an OUT. If it moved RIP, the instruction is not ours to skip."""
-    pio = vcpu.arch.pio
-    pio.count = 0
-    if vcpu.processor.rip != pio.rip:
-        return Run.REENTER_GUEST
+    arch = vcpu.arch
+    arch.pio.count = 0
+    if arch.rip_moved:
+        return REENTER_GUEST
     return kvm_skip_emulated_instruction(vcpu)
 
 
 def complete_fast_pio_out_port_0x7e(vcpu: KvmVcpu) -> Run:
     """Userspace has taken an OUT to 0x7e, which was skipped already."""
     vcpu.arch.pio.count = 0
-    return Run.REENTER_GUEST
+    return REENTER_GUEST
 
 
 def kvm_fast_pio_in(vcpu: KvmVcpu, size: int, port: int) -> Run:
     """IN. At KVM_EXIT_IO nothing has changed in the guest."""
     if emulator_pio_in_emulated(vcpu, size, port, 1):
         return finish_fast_pio_in(vcpu, size)
-    vcpu.arch.pio.rip = vcpu.processor.rip
+    vcpu.arch.rip_moved = False
     vcpu.arch.complete_userspace_io = complete_fast_pio_in
-    return Run.EXIT_USERSPACE
+    return EXIT_USERSPACE
 
 
 def complete_fast_pio_in(vcpu: KvmVcpu) -> Run:
     """Userspace has answered an IN."""
     pio = vcpu.arch.pio
-    if vcpu.processor.rip != pio.rip:
+    if vcpu.arch.rip_moved:
         pio.count = 0
-        return Run.REENTER_GUEST
+        return REENTER_GUEST
     emulator_pio_in_emulated(vcpu, pio.size, pio.port, 1)
     return finish_fast_pio_in(vcpu, pio.size)
 
 
 def finish_fast_pio_in(vcpu: KvmVcpu, size: int) -> Run:
     """Put the answer into AL, AX or EAX."""
-    answer = int.from_bytes(vcpu.shared[PIO_DATA_OFFSET : PIO_DATA_OFFSET + size], "little")
+    (answer,) = _ITEM[size].unpack_from(vcpu.shared, PIO_DATA_OFFSET)
     gpr = vcpu.processor.gpr
     gpr[0] = answer if size == 4 else gpr[0] & ~_MASKS[size] | answer
     return kvm_skip_emulated_instruction(vcpu)
@@ -560,8 +585,11 @@ def emulator_pio_in_emulated(vcpu: KvmVcpu, size: int, port: int, count: int) ->
     """Input into the PIO page; False when userspace must put it there. Call again afterwards."""
     pio = vcpu.arch.pio
     if not pio.count:
-        start = PIO_DATA_OFFSET
-        vcpu.shared[start : start + size * count] = bytes(size * count)
+        if count == 1:
+            _ITEM[size].pack_into(vcpu.shared, PIO_DATA_OFFSET, 0)
+        else:
+            end = PIO_DATA_OFFSET + size * count
+            vcpu.shared[PIO_DATA_OFFSET:end] = bytes(size * count)
         if not emulator_pio_in_out(vcpu, size, port, count, True):
             return False
     if vcpu.probes.pio:
@@ -570,40 +598,40 @@ def emulator_pio_in_emulated(vcpu: KvmVcpu, size: int, port: int, count: int) ->
     return True
 
 
-def emulator_pio_out_emulated(
-    vcpu: KvmVcpu, size: int, port: int, data: bytes, count: int
-) -> bool:
-    """Output from `data`; False when userspace must take it."""
-    vcpu.shared[PIO_DATA_OFFSET : PIO_DATA_OFFSET + size * count] = data
+def emulator_pio_out_emulated(vcpu: KvmVcpu, size: int, port: int, value: int) -> bool:
+    """Output of one item; False when userspace must take it. (Linux: of `count` items.)"""
+    _ITEM[size].pack_into(vcpu.shared, PIO_DATA_OFFSET, value)
     if vcpu.probes.pio:
-        trace_pio(vcpu, True, size, port, count)
-    return emulator_pio_in_out(vcpu, size, port, count, False)
+        trace_pio(vcpu, True, size, port, 1)
+    return emulator_pio_in_out(vcpu, size, port, 1, False)
 
 
 def emulator_pio_in_out(vcpu: KvmVcpu, size: int, port: int, count: int, is_in: bool) -> bool:
     """Port I/O by a chip in the kernel, or else ask userspace (False). Data is in the PIO page."""
     pio = vcpu.arch.pio
     pio.port, pio.is_in, pio.count, pio.size = port, is_in, count, size
-    if kernel_pio(vcpu):
+    if port in vcpu.vm.pio_bus and kernel_pio(vcpu):
         pio.count = 0
         return True
-    row = vcpu.stat.port(port)
+    row = vcpu.stat.ports.get(port) or vcpu.stat.port(port)
     if is_in:
         row.userspace_in += count
+        direction = KVM_EXIT_IO_IN
     else:
         row.userspace_out += count
+        direction = KVM_EXIT_IO_OUT
     vcpu.kvm_run.exit_reason = KVM_EXIT_IO
-    direction = KVM_EXIT_IO_IN if is_in else KVM_EXIT_IO_OUT
     IO_EXIT.pack_into(vcpu.shared, EXIT_OFFSET, direction, size, port, count, PIO_DATA_OFFSET)
     return False
 
 
 def kernel_pio(vcpu: KvmVcpu) -> bool:
-    """Try the chips in the kernel. Newer Linux has folded this into emulator_pio_in_out."""
+    """Try the chips in the kernel. Newer Linux has folded this into emulator_pio_in_out.
+
+    The caller has looked whether any chip is at the port.
+    """
     pio, bus, shared = vcpu.arch.pio, vcpu.vm.pio_bus, vcpu.shared
     size, port = pio.size, pio.port
-    if port not in bus:
-        return False
     row = vcpu.stat.port(port)
     for start in range(PIO_DATA_OFFSET, PIO_DATA_OFFSET + size * pio.count, size):
         if pio.is_in:
