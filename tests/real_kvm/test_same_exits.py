@@ -203,3 +203,48 @@ def test_a_vcpu_number_is_used_once(make) -> None:  # noqa: ANN001
     with pytest.raises(KvmError) as caught:
         vm.create_vcpu(0)
     assert caught.value.errno == errno.EEXIST
+
+
+@pytest.mark.parametrize("make", both())
+def test_registers_come_back_as_they_were_set(make) -> None:  # noqa: ANN001
+    vcpu = boot(make(), b"\xf4")
+    regs = uapi.KvmRegs(**{name: 0x1111 * (i + 1) for i, name in enumerate(REGISTERS[:8])})
+    regs.rip, regs.rflags = 0x1234, 0x246
+    vcpu.set_regs(regs)
+    assert bytes(vcpu.get_regs()) == bytes(regs)
+    debug = uapi.KvmDebugregs(dr6=0xFFFF0FF0, dr7=0x400)
+    debug.db[0] = 0x1000
+    vcpu.set_debugregs(debug)
+    assert bytes(vcpu.get_debugregs()) == bytes(debug)
+    assert vcpu.set_msrs([(0x174, 8), (0x175, 0x5000)]) == 2
+    assert vcpu.get_msrs([0x174, 0x175]) == {0x174: 8, 0x175: 0x5000}
+    assert vcpu.get_mp_state() == uapi.KVM_MP_STATE_RUNNABLE
+
+
+@pytest.mark.parametrize("make", both())
+def test_a_slot_can_be_deleted_and_put_elsewhere(make) -> None:  # noqa: ANN001
+    vm, memory = make().create_vm(), memoryview(mmap.mmap(-1, 0x4000))
+    vm.set_user_memory_region(0, 0, memory)
+    vm.set_user_memory_region(0, 0, None)
+    vm.set_user_memory_region(0, 0x10000, memory)
+    with pytest.raises(KvmError) as caught:
+        vm.set_user_memory_region(1, 0x10000, memoryview(mmap.mmap(-1, 0x1000)))
+    assert caught.value.errno == errno.EEXIST
+
+
+@pytest.mark.parametrize(
+    ("do", "code"),
+    [
+        (lambda vm: vm.set_user_memory_region(0, 0x123, memoryview(mmap.mmap(-1, 4096))), "EINVAL"),
+        (lambda vm: vm.create_irqchip() or vm.create_irqchip(), "EEXIST"),
+        (lambda vm: vm.irq_line(1, 1), "ENXIO"),
+        (lambda vm: vm.create_irqchip() or vm.create_vcpu(0).interrupt(32), "ENXIO"),
+        (lambda vm: vm.create_vcpu(0).interrupt(256), "EINVAL"),
+        (lambda vm: vm.create_vcpu(0) and vm.create_irqchip(), "EINVAL"),
+    ],
+)
+@pytest.mark.parametrize("make", both())
+def test_refusals_have_the_kernels_errno(make, do, code) -> None:  # noqa: ANN001
+    with pytest.raises(KvmError) as caught:
+        do(make().create_vm())
+    assert errno.errorcode[caught.value.errno] == code

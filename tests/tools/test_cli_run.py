@@ -344,3 +344,18 @@ def test_annotate_names_the_line_it_cannot_read(
     path = tmp_path / "prog.lst"
     path.write_bytes(text)
     assert message in complaint(annotate(str(path)))
+
+
+@POSIX
+def test_a_run_in_the_background_leaves_the_terminal_alone(guest) -> None:  # noqa: ANN001
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command(guest("b9 ff ff e2 fe fa f4"), "-q"), stdin=slave, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=environment(), start_new_session=True,
+    )  # fmt: skip
+    out, told = process.communicate(timeout=30)
+    assert (process.returncode, out, told) == (0, b"", b"")
+    os.close(master)
+    os.close(slave)

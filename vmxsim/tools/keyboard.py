@@ -32,7 +32,10 @@ class Keyboard:
             while data := os.read(descriptor, CHUNK):
                 self.receive(data)
             return self
-        self._restore = keys_one_by_one(descriptor)
+        if os.isatty(descriptor):
+            self._restore = keys_one_by_one(descriptor)
+            if self._restore is None:
+                return self
         threading.Thread(
             target=self._feed, args=(descriptor,), name="keyboard", daemon=True
         ).start()
@@ -67,15 +70,13 @@ def _stdin() -> int | None:
 def keys_one_by_one(descriptor: int) -> Callable[[], None] | None:
     """Have a terminal hand over keys as they are struck, Enter as CR, without echo.
 
-    Ctrl-C still interrupts. Returns what puts the terminal back; None when it is no terminal, or
-    one that this process may not change because it runs in the background.
+    Ctrl-C still interrupts. Returns what puts the terminal back; None when it is not for this
+    process, which runs in the background: reading from it would stop the process.
     """
-    if not os.isatty(descriptor):
-        return None
     try:
         import termios
     except ImportError:
-        return None
+        return lambda: None  # no such terminals here: keys come line by line
     with suppress(OSError, termios.error):
         if os.tcgetpgrp(descriptor) != os.getpgrp():
             return None
