@@ -304,6 +304,25 @@ def test_nobody_reads_the_output() -> None:
     assert "nobody reads standard output any more" in complaint(done)
 
 
+@POSIX
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_does_no_harm(closed: str) -> None:
+    words = " ".join(f"'{word}'" for word in command(HELLO))
+    done = subprocess.run(
+        ["sh", "-c", f"{words} {closed}"], capture_output=True, check=False, env=environment()
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_name_with_a_line_break_is_a_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "two\nlines.bin"
+    path.write_bytes(b"\xfa\xf4")
+    assert run(str(path), "-q").returncode == 0
+    assert "No such file" in complaint(run(str(tmp_path / "no\nfile")))
+    assert "the image has no name" in complaint(run(""))
+
+
 def test_a_guest_that_jumps_into_nothing_ends_by_itself(guest) -> None:  # noqa: ANN001
     done = run(guest("ea 00 00 00 f0"), "--memory", "64K", "--timeout", "20", "-q")
     assert done.returncode == 2

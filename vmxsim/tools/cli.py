@@ -199,6 +199,7 @@ COMMANDS: Final = {"run": command_run, "annotate": command_annotate, "explain": 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; nothing it was given makes a traceback."""
+    replace_closed_streams()
     try:
         try:
             options = parser().parse_args(arguments)
@@ -217,6 +218,14 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return complain(f"{error.filename or 'standard output'}: {error.strerror}")
     return status
+
+
+def replace_closed_streams() -> None:
+    """Let output that the caller closed (``>&-``) go nowhere, as other programs do."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def complain(message: str) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from os import PathLike
 from typing import Final
 
 from vmxsim.clock import Clock, HostClock, VirtualClock
+from vmxsim.errors import InputError
 from vmxsim.probes import Probes
 from vmxsim.tools.keyboard import Keyboard
 from vmxsim.tools.stat import Stat
@@ -40,6 +42,17 @@ def config_of(options: argparse.Namespace) -> Config:
         serial=write_out,
         debugcon=write_out,
     )
+
+
+def file_named(name: str) -> str | PathLike[str]:
+    """The name as Machine.load takes it for a file's, even with a line break in it."""
+    if not name:
+        raise InputError("the image has no name: give a file")
+    if "\n" not in name:
+        return name
+    from pathlib import Path
+
+    return Path(name)
 
 
 def write_out(data: bytes) -> None:
@@ -84,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as cleanup:
         watchers = Watchers(options, probes, cleanup)
         machine = cleanup.enter_context(Machine(config, clock=clock, probes=probes))
-        machine.load(options.image)
+        machine.load(file_named(options.image))
         cleanup.enter_context(Keyboard(machine.serial_input))
         try:
             result = machine.run()

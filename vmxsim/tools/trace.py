@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from vmxsim.arch.events import Vector
@@ -262,7 +261,7 @@ class TraceFile:
         self.name = name
         try:
             # Closed by close(): the run lies between.
-            self.file = Path(name).open("w", encoding="ascii", newline="\n")  # noqa: SIM115
+            self.file = open(name, "w", encoding="ascii", newline="\n")  # noqa: SIM115
         except OSError as error:
             raise self._refused(error) from error
 
