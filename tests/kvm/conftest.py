@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +139,15 @@ class FakeProcessor:
     def kick(self) -> None:
         self.kicks += 1
 
+    def enter_from_host(self) -> None:
+        """The thread goes in; a real engine prepares itself for that."""
+
+    def leave_to_host(self) -> None:
+        """The thread comes out."""
+
+    def keep_interruptible(self) -> None:
+        """The main thread goes in: Ctrl-C must get through."""
+
     def capability_msr(self, index: int) -> int:
         return capabilities.value(index)
 
@@ -166,11 +176,11 @@ class Everything(Instrument):
 
     def __init__(self) -> None:
         self.events: list[tuple[object, ...]] = []
+        for name in vars(Probes()):
+            setattr(self, name, partial(self.note, name))
 
-    def __getattribute__(self, name: str) -> object:
-        if name.startswith("_") or name in ("events", "of") or not hasattr(Instrument, name):
-            return super().__getattribute__(name)
-        return lambda *values: self.events.append((name, *values))
+    def note(self, name: str, *values: object) -> None:
+        self.events.append((name, *values))
 
     def of(self, name: str) -> list[tuple[object, ...]]:
         return [event[1:] for event in self.events if event[0] == name]
