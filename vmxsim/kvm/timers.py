@@ -14,6 +14,9 @@ from vmxsim.kvm.kvm_host import KvmVcpu, KvmVm
 from vmxsim.kvm.kvm_main import kvm_vcpu_kick
 from vmxsim.kvm.requests import KVM_REQ_PENDING_TIMER, kvm_clear_request, kvm_make_request
 
+LATE_S = 0.02
+"""How often a vCPU that stays in userspace is reminded of an alarm that is due."""
+
 MAX_BUDGET = 1 << 31
 """Blocks; a longer wait is cut into several."""
 
@@ -82,7 +85,7 @@ class AlarmThread:
                     self.condition.wait(left)
                     continue
                 alarms_changed(self.vm)
-                self.condition.wait(0.001)  # the vCPU may be in userspace: look again
+                self.condition.wait(LATE_S)
 
 
 def watch_alarms(vm: KvmVm, clock: Clock) -> AlarmThread | None:
