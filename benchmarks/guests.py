@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 
 CODE: Final = 0x20_0000
 STACK: Final = 0x28_0000
-BUFFER: Final = 0x30_0000
+BUFFER: Final = 0x40_0000
 MEMORY: Final = 0x80_0000
 PAGE_TABLES: Final = 0x1000
+NO_EXECUTE: Final = 1 << 63
 
 
 class Guest(NamedTuple):
@@ -77,7 +78,7 @@ MEMORY_WALK: Final = Guest("sequential memory", 1_000, 5 * 4096, """
 ; reads and writes 64 KB from one end to the other
   bytes           guest
 again:
-  bf 00 00 30 00  mov edi, 0x300000
+  bf 00 00 40 00  mov edi, 0x400000
   b9 00 10 00 00  mov ecx, 4096
 next:
   48 8b 07        mov rax, qword ptr [rdi]
@@ -95,11 +96,11 @@ STRINGS: Final = Guest("string moves", 200, 16384, """
 ; REP MOVSD of 32 KB and REP STOSD of 32 KB
   bytes           guest
 again:
-  be 00 00 30 00  mov esi, 0x300000
-  bf 00 00 31 00  mov edi, 0x310000
+  be 00 00 40 00  mov esi, 0x400000
+  bf 00 00 41 00  mov edi, 0x410000
   b9 00 20 00 00  mov ecx, 8192
   f3 a5           rep movsd
-  bf 00 00 31 00  mov edi, 0x310000
+  bf 00 00 41 00  mov edi, 0x410000
   b9 00 20 00 00  mov ecx, 8192
   f3 ab           rep stosd
   49 ff c8        dec r8
@@ -133,10 +134,14 @@ LOOPS: Final = (ALU, BRANCHES, CALLS, MEMORY_WALK, STRINGS)
 
 
 def page_tables() -> bytes:
-    """PML4, PDPT and one page directory of 2 MB pages, to be stored at PAGE_TABLES."""
+    """PML4, PDPT and one page directory of 2 MB pages, to be stored at PAGE_TABLES.
+
+    Data is no-execute from 4 MB on, as every kernel maps it.
+    """
     tables = bytearray(3 * 4096)
     struct.pack_into("<Q", tables, 0, PAGE_TABLES + 0x1000 | 3)
     struct.pack_into("<Q", tables, 0x1000, PAGE_TABLES + 0x2000 | 3)
     for entry in range(512):
-        struct.pack_into("<Q", tables, 0x2000 + 8 * entry, entry << 21 | 0x83)
+        no_execute = NO_EXECUTE if entry > 1 else 0
+        struct.pack_into("<Q", tables, 0x2000 + 8 * entry, entry << 21 | 0x83 | no_execute)
     return bytes(tables)

@@ -2,9 +2,9 @@
 
     python -m benchmarks [--check] [--rounds N] [NAME...]
 
-Both sides of a ratio alternate within one run, and the best of each counts: the machine's mood and
-speed cancel out. NAME picks rows by a part of their name; --check makes a ratio over its limit an
-exit status of 1.
+Both sides of a ratio are measured in turn, theirs before and after ours, and the median of the
+ratios counts: the machine's mood and speed cancel out. The values shown are medians too. NAME picks
+rows by a part of their name; --check makes a ratio over its limit an exit status of 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 if __package__ in (None, ""):  # python benchmarks/run.py
@@ -72,26 +73,26 @@ def rows() -> list[Row]:
     return found
 
 
-def measure(row: Row, rounds: int) -> tuple[float, float]:
-    """Best seconds of both sides, measured in turn."""
-    ours = theirs = float("inf")
+def measure(row: Row, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of both sides, and of ours to the mean of theirs before and after."""
+    ours, theirs, ratios = [], [row.theirs()], []
     for _ in range(rounds):
-        theirs = min(theirs, row.theirs())
-        ours = min(ours, row.ours())
-    return ours, theirs
+        ours.append(row.ours())
+        theirs.append(row.theirs())
+        ratios.append(2 * ours[-1] / (theirs[-2] + theirs[-1]))
+    return median(ours), median(theirs), median(ratios)
 
 
-def report(row: Row, ours: float, theirs: float) -> bool:
+def report(row: Row, ours: float, theirs: float, ratio: float) -> bool:
     """Print one row; whether the promise is kept."""
     if row.speed:
-        value, baseline = row.unit / ours, row.unit / theirs
-        kept = value / baseline >= row.limit
+        value, baseline, ratio = row.unit / ours, row.unit / theirs, 1 / ratio
     else:
         value, baseline = row.unit * ours, row.unit * theirs
-        kept = value / baseline <= row.limit
+    kept = ratio >= row.limit if row.speed else ratio <= row.limit
     sign = ">=" if row.speed else "<="
     print(
-        f"{row.name:42} {value:10.2f} {baseline:10.2f} {value / baseline:7.2f} "
+        f"{row.name:42} {value:10.2f} {baseline:10.2f} {ratio:7.2f} "
         f"{sign} {row.limit:5.2f}  {'ok' if kept else 'OVER'}",
         flush=True,
     )
@@ -112,7 +113,7 @@ def versions() -> str:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="status 1 when a limit is missed")
-    parser.add_argument("--rounds", type=int, default=5, help="best of N (5)")
+    parser.add_argument("--rounds", type=int, default=9, help="median of N (9)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only rows with this in the name")
     options = parser.parse_args(arguments)
     print(versions())

@@ -25,7 +25,7 @@ from vmxsim.vmm.machine import Machine
 KERNEL_PORT, USERSPACE_PORT, END_PORT = 0x21, 0x80, 0xF4
 """The interrupt controller's mask; the diagnostic port; where a run ends."""
 
-CR0_LONG, CR4_LONG, EFER_LONG = 0x8000_0031, 0x620, 0x500
+CR0_LONG, CR4_LONG, EFER_LONG = 0x8000_0031, 0x620, 0xD00
 
 
 def code_of(guest: Guest, port: int) -> bytes:

@@ -68,9 +68,15 @@ class Instrument:
         """The guest stopped; nobody has looked at the exit yet."""
 
     def handled(
-        self, vcpu_id: int, now: int, exit: ExitRecord, in_kernel: bool, elapsed_host_ns: int
+        self, vcpu_id: int, exit: ExitRecord, in_kernel: bool, elapsed_host_ns: int
     ) -> None:
         """An exit is dealt with, by the kernel or (in_kernel False) by leaving for userspace."""
+
+    def to_userspace(self, vcpu_id: int, exit_reason: int) -> None:
+        """KVM_RUN is about to return. Without the time of day, as is from_userspace."""
+
+    def from_userspace(self, vcpu_id: int) -> None:
+        """KVM_RUN was called."""
 
     def pio(
         self, vcpu_id: int, now: int, is_write: bool, port: int, size: int, count: int, value: int
@@ -142,7 +148,9 @@ class Probes:
     def __init__(self) -> None:
         self.vm_entry: tuple[Callable[[int, int, int], None], ...] = ()
         self.vm_exit: tuple[Callable[[int, int, int, ExitRecord], None], ...] = ()
-        self.handled: tuple[Callable[[int, int, ExitRecord, bool, int], None], ...] = ()
+        self.handled: tuple[Callable[[int, ExitRecord, bool, int], None], ...] = ()
+        self.to_userspace: tuple[Callable[[int, int], None], ...] = ()
+        self.from_userspace: tuple[Callable[[int], None], ...] = ()
         self.pio: tuple[Callable[[int, int, bool, int, int, int, int], None], ...] = ()
         self.fast_pio: tuple[Callable[[int, bool, int, int], None], ...] = ()
         self.mmio: tuple[Callable[[int, int, bool, int, int, int], None], ...] = ()
@@ -157,15 +165,23 @@ class Probes:
         self.userspace_exit: tuple[Callable[[int, int, int], None], ...] = ()
         self.userspace_entry: tuple[Callable[[int, int], None], ...] = ()
 
+        self.generation = 0
+        """Counts add() and remove(), for those who keep what they found here."""
+
     def add(self, instrument: Instrument) -> None:
         """Start calling the methods that the instrument overrides."""
-        for event in vars(self):
+        self.generation += 1
+        for event in self._events():
             method = getattr(instrument, event)
             if getattr(method, "__func__", method) is not getattr(Instrument, event):
                 setattr(self, event, (*getattr(self, event), method))
 
     def remove(self, instrument: Instrument) -> None:
         """Stop calling the instrument. One that was never added is no error."""
-        for event, methods in vars(self).items():
+        self.generation += 1
+        for event in self._events():
             method = getattr(instrument, event)
-            setattr(self, event, tuple(m for m in methods if m != method))
+            setattr(self, event, tuple(m for m in getattr(self, event) if m != method))
+
+    def _events(self) -> list[str]:
+        return [name for name, methods in vars(self).items() if isinstance(methods, tuple)]

@@ -70,3 +70,56 @@ def test_a_guest_breakpoint_register_does_not_disturb_ports(start: Start) -> Non
         assert isinstance(trap, IoTrap)
         cpu.rip += 2
     assert cpu.run().kind is TrapKind.HLT
+
+
+def test_a_bounced_out_comes_up_as_the_same_record(start: Start) -> None:
+    cpu = start(64, "e680" * 3 + "ebf8")  # L: out 0x80, al (three times); jmp L
+    cpu.gpr[0] = 0x1155
+    seen: list[tuple[int, int, int]] = []
+    cpu.ports.enabled = True
+    cpu.ports.bounce_out = lambda port, size, value: seen.append((port, size, value))
+    first = cpu.run()
+    assert isinstance(first, IoTrap)
+    assert (first.kind, first.value, seen) == (TrapKind.IO, 0x55, [])
+    bounced = []
+    for _ in range(2):
+        cpu.rip = 0x1000
+        trap = cpu.run()
+        assert isinstance(trap, IoTrap)
+        assert (trap.kind, trap.rip, trap.port) == (TrapKind.BOUNCED, 0x1000, 0x80)
+        assert not trap.is_in
+        assert (cpu.rip, cpu.gpr[0]) == (0x1000, 0x1155)
+        bounced.append(trap)
+    assert bounced[0] is bounced[1]
+    assert seen == [(0x80, 1, 0x55)] * 2
+
+
+def test_a_bounced_in_leaves_rax_alone(start: Start) -> None:
+    cpu = start(64, "ed")
+    cpu.gpr[0], cpu.gpr[2] = 0x1122334455667788, 0x3F8
+    seen: list[tuple[int, int]] = []
+    cpu.ports.enabled = True
+    cpu.ports.bounce_in = lambda port, size: seen.append((port, size))
+    assert cpu.run().kind is TrapKind.IO
+    assert cpu.run().kind is TrapKind.BOUNCED
+    assert (cpu.gpr[0], cpu.rip, seen) == (0x1122334455667788, 0x1000, [(0x3F8, 4)])
+
+
+@pytest.mark.parametrize("change", ["code", "port", "ring", "string"])
+def test_what_is_not_the_same_access_does_not_bounce(start: Start, change: str) -> None:
+    ram = bytearray(1 << 20)
+    cpu = start(32, "ee90" if change != "string" else "6e90", ram)
+    cpu.gpr[2], cpu.gpr[6] = 0x3F8, 0x8000
+    cpu.ports.enabled = True
+    cpu.ports.bounce_out = lambda port, size, value: None
+    assert cpu.run().kind is TrapKind.IO
+    if change == "code":
+        cpu.memory.write(0x1000, b"\x6e")
+    elif change == "port":
+        cpu.gpr[2] = 0x3F9
+    elif change == "ring":
+        cpu.set_segment(2, SegmentRegister(0x23, 0, 0xFFFFFFFF, 0xC0F3))
+    trap = cpu.run()
+    assert isinstance(trap, IoTrap)
+    assert trap.kind is TrapKind.IO
+    assert (cpu.gpr[6], cpu.rip) == (0x8000, 0x1000)

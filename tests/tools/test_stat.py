@@ -26,15 +26,15 @@ def columns(report: str, first: str) -> list[str]:
 def stat() -> Stat:
     """Two CPUIDs and a kernel port, a userspace port twice, and the end."""
     stat = Stat()
-    stat.handled(0, 0, CPUID, True, 1000)
-    stat.handled(0, 0, CPUID, True, 3000)
-    stat.handled(0, 0, OUT_20, True, 2000)
+    stat.handled(0, CPUID, True, 1000)
+    stat.handled(0, CPUID, True, 3000)
+    stat.handled(0, OUT_20, True, 2000)
     for _ in range(2):
-        stat.handled(0, 0, IN_3F8, False, 500)
-        stat.userspace_exit(0, 0, KVM_EXIT_IO)
-        stat.userspace_entry(0, 0)
-    stat.handled(0, 0, HLT, False, 700)
-    stat.userspace_exit(0, 0, KVM_EXIT_HLT)
+        stat.handled(0, IN_3F8, False, 500)
+        stat.to_userspace(0, KVM_EXIT_IO)
+        stat.from_userspace(0)
+    stat.handled(0, HLT, False, 700)
+    stat.to_userspace(0, KVM_EXIT_HLT)
     return stat
 
 
@@ -106,7 +106,7 @@ def test_userspaces_time_goes_to_the_exit_that_led_there(stat: Stat) -> None:
 
 def test_a_failed_entry_has_its_own_row() -> None:
     stat = Stat()
-    stat.handled(0, 0, VmExit(ExitReason.INVALID_STATE, failed_entry=True), False, 10)
+    stat.handled(0, VmExit(ExitReason.INVALID_STATE, failed_entry=True), False, 10)
     assert set(stat.exits) == {"INVALID_STATE FAILED_VMENTRY"}
 
 

@@ -38,7 +38,7 @@ class TranslatedCode:
         self._locate = locate
         self._flush = flush
         self._spans: dict[int, list[tuple[int, int]]] = {}
-        self._watched: list[tuple[int, int, bytes]] = []
+        self._watched: list[tuple[ctypes.Array[ctypes.c_char], bytes]] = []
         self._stale = False
         self._turn = 0
         self._callback = _EDGE(self._on_block)
@@ -108,8 +108,8 @@ class TranslatedCode:
             address = self._memory.host_address(page)
             if address:
                 for low, high in spans:
-                    copy = ctypes.string_at(address + low, high - low)
-                    self._watched.append((address + low, high - low, copy))
+                    span = (ctypes.c_char * (high - low)).from_address(address + low)
+                    self._watched.append((span, span.raw))
 
     def check(self) -> None:
         """Compare translated bytes with the copies; drop the translations on a difference."""
@@ -117,7 +117,7 @@ class TranslatedCode:
         if len(watched) > CHECKED_AT_ONCE:
             self._turn = (self._turn + CHECKED_AT_ONCE) % len(watched)
             watched = (watched + watched)[self._turn : self._turn + CHECKED_AT_ONCE]
-        for address, length, copy in watched:
-            if ctypes.string_at(address, length) != copy:
+        for span, copy in watched:
+            if span.raw != copy:
                 self.forget()
                 return

@@ -22,7 +22,7 @@ from vmxsim.cpu.linear import LinearMemory
 from vmxsim.cpu.memory import GuestMemory
 from vmxsim.cpu.ports import AFTER, ERROR, IN, SYSCALL, Noted, Ports
 from vmxsim.cpu.pulse import Pulse
-from vmxsim.cpu.sites import MODE, Site, Sites
+from vmxsim.cpu.sites import MODE, PlainIo, Site, Sites
 from vmxsim.cpu.state import CpuState, flush_code
 from vmxsim.cpu.traps import (
     EventTrap,
@@ -52,9 +52,10 @@ class UnicornCpu(CpuState):
         self.memory = GuestMemory(engine.handle, engine.nested, self._memory_changed)
         self.linear = LinearMemory(self, self.memory)
         self.sites = Sites(self, self.linear, self.memory)
-        self.ports = Ports(engine.live)
+        self.ports = Ports(engine.live, self.sites.plain)
         self.code = TranslatedCode(engine.live, self.memory, self.sites.locate, self._flush_code)
-        self._known = self.sites.known
+        self.enter_from_host, self.leave_to_host = self.code.check, self.code.seal
+        self._known, self._plain = self.sites.known, self.sites.plain
         self._counter = BlockCounter(engine.live, self._flush_code)
         self._kicked = False
         self._pulse: Pulse | None = None
@@ -128,14 +129,6 @@ class UnicornCpu(CpuState):
         if self._pulse is None:
             self._pulse = Pulse(self)
 
-    def enter_from_host(self) -> None:
-        """The host had its turn: see whether it wrote to translated code."""
-        self.code.check()
-
-    def leave_to_host(self) -> None:
-        """The host gets its turn: remember what the translated code looks like."""
-        self.code.seal()
-
     @property
     def _running(self) -> Engine:
         """The engine, or EngineError after close()."""
@@ -191,23 +184,31 @@ class UnicornCpu(CpuState):
 
     def _flush_code(self) -> None:
         self._known.clear()
+        self._plain.clear()
         flush_code(self.live.handle)
 
     # ---- the run
 
     def run(self) -> Trap:
         """Run guest instructions up to the next trap; RIP is on the instruction that trapped."""
-        start, arguments, count = self._start, self._arguments, self._count
-        ports = self.ports
+        start, count, ports = self._start, self._count, self.ports
+        handle, rip_view, zero = self._arguments[:3]
         while True:
-            error = start(*arguments, count)
+            error = start(handle, rip_view, zero, zero, count)
             noted = ports.noted
             if noted is not None:
                 ports.noted = None
+                if isinstance(noted, IoTrap):
+                    rip_view.value = noted[1]
+                    if noted[3]:
+                        self._gpr[0] = ports.rax
+                    if self._counter.limit:
+                        self._ran_to_trap()
+                    return noted
                 return self._noted_trap(noted)
             if error == UC_ERR_EXCEPTION:
                 code = self._exception.value
-                rip = self._rip.value
+                rip = rip_view.value
                 site = self._known.get(rip)
                 if (
                     site is not None
@@ -217,9 +218,8 @@ class UnicornCpu(CpuState):
                     and site[0] is not None
                     and (0x164 < code < 0x500 or code < 0x140)
                 ):
-                    if count.value:
-                        self._counter.ran(False)
-                        count.value = self._counter.limit
+                    if self._counter.limit:
+                        self._ran_to_trap()
                     return site[0]
                 trap = self._trap(code, rip)
             else:
@@ -229,6 +229,11 @@ class UnicornCpu(CpuState):
                 count.value = self._counter.limit
             if trap is not None:
                 return trap
+
+    def _ran_to_trap(self) -> None:
+        """Account for the blocks of a run that a trap ended."""
+        self._counter.ran(False)
+        self._count.value = self._counter.limit
 
     def _trap(self, code: int, rip: int) -> Trap | None:
         """The record for one of the engine's exit codes."""
@@ -306,9 +311,8 @@ class UnicornCpu(CpuState):
 
     def _noted_trap(self, noted: Noted) -> Trap:
         """The record of IN, OUT, SYSCALL or SYSENTER, noted by a callback."""
-        if self._count.value:
-            self._counter.ran(False)
-            self._count.value = self._counter.limit
+        if self._counter.limit:
+            self._ran_to_trap()
         kind, port, size, value, registers = noted
         ports = self.ports
         if kind is AFTER:
@@ -336,6 +340,8 @@ class UnicornCpu(CpuState):
             return self._trap_at(rip)
         insn = site[1]
         string = len(insn[0]) > 3
+        if not string and rip in self._known:
+            self._plain[rip] = PlainIo(site, rip, kind is IN, port, size)
         return tuple.__new__(
             IoTrap,
             (TrapKind.IO, rip, insn, kind is IN, port, size, value, string, insn[6] != 0),

@@ -75,6 +75,10 @@ class PortTable(Protocol):
     fast_out: dict[int, FastOut]
     fast_in: dict[int, FastIn]
     enabled: bool
+    bounce_out: Callable[[int, int, int], None] | None
+    """Told (port, size, value) of an OUT to a port that is not in the table, at CPL 0."""
+    bounce_in: Callable[[int, int], None] | None
+    """Told (port, size) of such an IN. Both come up as an IoTrap of kind BOUNCED."""
 
 
 class Cpu(Protocol):
@@ -88,6 +92,10 @@ class Cpu(Protocol):
     """DR0..DR7, plain storage."""
     interrupt_window: bool
     """Trap INTERRUPT_WINDOW as soon as RFLAGS.IF is 1 and nothing blocks interrupts."""
+    enter_from_host: Callable[[], None]
+    """The host had its turn: see whether it wrote to translated code."""
+    leave_to_host: Callable[[], None]
+    """The host gets its turn: remember what the translated code looks like."""
     budget: int
     """Trap BUDGET after so many translated blocks; 0 means never."""
 
@@ -276,14 +284,6 @@ class Cpu(Protocol):
 
     def keep_interruptible(self) -> None:
         """Let signals through while this thread runs the guest: for the main thread's use."""
-        ...
-
-    def enter_from_host(self) -> None:
-        """The host had its turn: see whether it wrote to translated code."""
-        ...
-
-    def leave_to_host(self) -> None:
-        """The host gets its turn: remember what the translated code looks like."""
         ...
 
     def close(self) -> None:

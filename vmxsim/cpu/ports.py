@@ -15,7 +15,10 @@ from unicorn import x86_const as ux
 from unicorn.unicorn_py3.unicorn import uclib
 
 from vmxsim.cpu import image
+from vmxsim.cpu.image import HF_CS64
 from vmxsim.cpu.interface import FastIn, FastOut
+from vmxsim.cpu.sites import MODE, PlainIo
+from vmxsim.cpu.traps import IoTrap
 
 IDLE = 0xFFFFFFFF0000
 """A DR0 that no port can match."""
@@ -45,11 +48,17 @@ IN, OUT, AFTER, SYSCALL, ERROR = "in", "out", "after", "syscall", "error"
 class Ports:
     """The port table of one engine, and the callbacks that obey it."""
 
-    def __init__(self, live: image.Live) -> None:
+    def __init__(self, live: image.Live, plain: dict[int, PlainIo]) -> None:
         self.fast_out: dict[int, FastOut] = {}
         self.fast_in: dict[int, FastIn] = {}
         self.enabled = False
-        self.noted: Noted | None = None
+        self.bounce_out: Callable[[int, int, int], None] | None = None
+        self.bounce_in: Callable[[int, int], None] | None = None
+        self.rax = 0
+        """RAX at the last bounced IN: the engine has put the answer of nobody there."""
+        self._plain = plain
+        self.noted: Noted | IoTrap | None = None
+        """An IoTrap, of kind BOUNCED, when a bounce function has seen the access."""
         self.error: BaseException | None = None
         self._registers = memoryview((ctypes.c_ubyte * NOTED_BYTES).from_address(live.env)).cast(
             "B"
@@ -87,17 +96,33 @@ class Ports:
 
     def _make_out(self, live: image.Live) -> Callable[[int, int, int, int, int], None]:
         """The OUT callback, with all it touches bound."""
-        registers, dr0, fast = self._registers, self._dr0, self.fast_out
-        hflags = ctypes.c_uint32.from_address(live.env + image.HFLAGS)
+        registers, dr0, fast, plain = self._registers, self._dr0, self.fast_out, self._plain
+        hflags, rip, cs_base = _views(live)
 
         def on_out(_uc: int, port: int, size: int, value: int, _data: int) -> None:
             try:
-                if self.enabled and port in fast and not hflags.value & 3:
-                    if not fast[port](port, size, value):
+                if self.enabled and not (mode := hflags.value) & 3:
+                    if port in fast:
+                        if not fast[port](port, size, value):
+                            return
+                        self.noted = (AFTER, port, size, value, b"")
+                        dr0.value = port
                         return
-                    self.noted = (AFTER, port, size, value, b"")
-                else:
-                    self.noted = (OUT, port, size, value, bytes(registers))
+                    site = plain.get(rip.value)
+                    if (
+                        site is not None
+                        and site.port == port
+                        and site.size == size
+                        and site.word.value & site.mask == site.bytes
+                        and mode & MODE == site.mode
+                        and (mode & HF_CS64 or cs_base.value == site.cs_base)
+                        and (bounce := self.bounce_out) is not None
+                    ):
+                        bounce(port, size, value)
+                        self.noted = site.trap
+                        dr0.value = port
+                        return
+                self.noted = (OUT, port, size, value, bytes(registers))
             except BaseException as error:
                 self._fail(error)
             dr0.value = port
@@ -106,13 +131,30 @@ class Ports:
 
     def _make_in(self, live: image.Live) -> Callable[[int, int, int, int], int]:
         """The IN callback, with all it touches bound."""
-        registers, dr0, fast = self._registers, self._dr0, self.fast_in
-        hflags = ctypes.c_uint32.from_address(live.env + image.HFLAGS)
+        registers, dr0, fast, plain = self._registers, self._dr0, self.fast_in, self._plain
+        hflags, rip, cs_base = _views(live)
+        rax = ctypes.c_uint64.from_address(live.env)
 
         def on_in(_uc: int, port: int, size: int, _data: int) -> int:
             try:
-                if self.enabled and port in fast and not hflags.value & 3:
-                    return fast[port](port, size)
+                if self.enabled and not (mode := hflags.value) & 3:
+                    if port in fast:
+                        return fast[port](port, size)
+                    site = plain.get(rip.value)
+                    if (
+                        site is not None
+                        and site.port == port
+                        and site.size == size
+                        and site.word.value & site.mask == site.bytes
+                        and mode & MODE == site.mode
+                        and (mode & HF_CS64 or cs_base.value == site.cs_base)
+                        and (bounce := self.bounce_in) is not None
+                    ):
+                        bounce(port, size)
+                        self.rax = rax.value
+                        self.noted = site.trap
+                        dr0.value = port
+                        return 0
                 self.noted = (IN, port, size, 0, bytes(registers))
             except BaseException as error:
                 self._fail(error)
@@ -131,3 +173,14 @@ class Ports:
         except BaseException as error:
             self._fail(error)
         self._request.value = 2
+
+
+def _views(live: image.Live) -> tuple[ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64]:
+    """The engine's flags of the mode, RIP and the base of CS, live."""
+    env = live.env
+    cs_base = env + image.SEGS + image.SEG_SIZE + image.SEG_BASE
+    return (
+        ctypes.c_uint32.from_address(env + image.HFLAGS),
+        ctypes.c_uint64.from_address(env + image.EIP),
+        ctypes.c_uint64.from_address(cs_base),
+    )

@@ -101,6 +101,10 @@ class ScriptedMemory:
         view[:] = data
 
 
+def _nothing() -> None:
+    """A script has no translated code."""
+
+
 class ScriptedPorts:
     """The port tables, kept and never used: a script's I/O always traps."""
 
@@ -108,6 +112,8 @@ class ScriptedPorts:
         self.fast_out: dict[int, FastOut] = {}
         self.fast_in: dict[int, FastIn] = {}
         self.enabled = False
+        self.bounce_out: Callable[[int, int, int], None] | None = None
+        self.bounce_in: Callable[[int, int], None] | None = None
 
 
 class ScriptedCpu:
@@ -127,6 +133,8 @@ class ScriptedCpu:
         self.linear_faults: dict[int, PageFault | MemoryTrap] = {}
         self.memory = ScriptedMemory()
         self.ports = ScriptedPorts()
+        self.enter_from_host: Callable[[], None] = _nothing
+        self.leave_to_host: Callable[[], None] = _nothing
         self.gpr: MutableSequence[int] = [0] * 16
         self.dr: list[int] = [0, 0, 0, 0, 0, 0, Dr6.FIXED, Dr7.FIXED]
         self.rip, self.rflags = 0, int(Rflags.FIXED)
@@ -245,12 +253,6 @@ class ScriptedCpu:
 
     def keep_interruptible(self) -> None:
         """A script never spins."""
-
-    def enter_from_host(self) -> None:
-        """A script has no translated code."""
-
-    def leave_to_host(self) -> None:
-        """A script has no translated code."""
 
     def close(self) -> None:
         """A script holds nothing."""

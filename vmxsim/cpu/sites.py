@@ -16,7 +16,7 @@ from vmxsim.cpu.decode import Decoder
 from vmxsim.cpu.linear import LinearMemory
 from vmxsim.cpu.memory import PAGE, GuestMemory
 from vmxsim.cpu.state import CpuState
-from vmxsim.cpu.traps import InsnTrap, Instruction, TrapKind
+from vmxsim.cpu.traps import InsnTrap, Instruction, IoTrap, TrapKind
 
 MODE = image.HF_CS64 | image.HF_CS32
 MOST_SITES = 65536
@@ -36,6 +36,19 @@ class Site(NamedTuple):
     bytes: int
 
 
+class PlainIo:
+    """One IN or OUT that is no string instruction: how to know it again, and its record."""
+
+    __slots__ = ("bytes", "cs_base", "mask", "mode", "port", "size", "trap", "word")
+
+    def __init__(self, site: Site, rip: int, is_in: bool, port: int, size: int) -> None:
+        self.word, self.mask, self.bytes = site.word, site.mask, site.bytes
+        self.mode, self.cs_base = site.mode, site.cs_base
+        self.port, self.size = port, size
+        insn = site.insn
+        self.trap = IoTrap(TrapKind.BOUNCED, rip, insn, is_in, port, size, 0, False, insn.rep != 0)
+
+
 class Sites:
     """The decoded instructions of one guest CPU, by RIP."""
 
@@ -47,10 +60,13 @@ class Sites:
         self._decoded: dict[tuple[bytes, int], tuple[TrapKind | None, Instruction] | None] = {}
         self._code_pages: dict[int, int] = {}
         self.known: dict[int, Site] = {}
+        self.plain: dict[int, PlainIo] = {}
+        """IN and OUT that are no string instructions and have trapped before, by RIP."""
 
     def forget(self) -> None:
         """Forget where code lies; what bytes mean stays known."""
         self.known.clear()
+        self.plain.clear()
         self._code_pages.clear()
 
     def at(self, rip: int) -> Site | None:

@@ -76,6 +76,7 @@ class TrapKind(IntEnum):
     KICK = 61
     INTERRUPT_WINDOW = 62
     BUDGET = 63
+    BOUNCED = 64
 
 
 class OperandKind(IntEnum):
@@ -132,7 +133,11 @@ class InsnTrap(NamedTuple):
 
 
 class IoTrap(NamedTuple):
-    """IN, OUT, INS or OUTS: ``size`` in bytes; ``value`` is what OUT would write, 0 otherwise."""
+    """IN, OUT, INS or OUTS: ``size`` in bytes; ``value`` is what OUT would write, 0 otherwise.
+
+    Of kind BOUNCED: a plain IN or OUT that the port table's bounce function has seen already;
+    ``value`` is 0, since that function has it.
+    """
 
     kind: TrapKind
     rip: int

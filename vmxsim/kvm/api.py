@@ -18,13 +18,9 @@ from vmxsim.kvm import regs as ioctls
 from vmxsim.kvm import uapi
 from vmxsim.kvm.cpuid import kvm_dev_ioctl_get_supported_cpuid, kvm_vcpu_ioctl_set_cpuid2
 from vmxsim.kvm.descriptor import Descriptor, Memory, writable_view
+from vmxsim.kvm.fast_pio import install_bounces, install_fast_ports
 from vmxsim.kvm.guest_memory import kvm_mmu_reload
-from vmxsim.kvm.irq import (
-    install_fast_ports,
-    kvm_create_irqchip,
-    kvm_create_pit,
-    kvm_vm_ioctl_irq_line,
-)
+from vmxsim.kvm.irq import kvm_create_irqchip, kvm_create_pit, kvm_vm_ioctl_irq_line
 from vmxsim.kvm.kvm_host import KvmVcpu, KvmVm
 from vmxsim.kvm.kvm_main import (
     KVM_USER_MEM_SLOTS,
@@ -39,7 +35,7 @@ from vmxsim.kvm.requests import SIGNAL_PENDING, kvm_make_request
 from vmxsim.kvm.stat import VcpuStat
 from vmxsim.kvm.timers import watch_alarms
 from vmxsim.kvm.vmx import vmx_x86_ops
-from vmxsim.kvm.x86 import kvm_arch_vcpu_ioctl_run
+from vmxsim.kvm.x86 import complete_fast_pio_in, complete_fast_pio_out, kvm_arch_vcpu_ioctl_run
 from vmxsim.probes import Probes
 from vmxsim.vmx.processor import Processor
 
@@ -233,6 +229,7 @@ class Vcpu(Descriptor):
         vcpu_load(vcpu)
         vcpu_put(vcpu)
         install_fast_ports(vcpu)
+        install_bounces(vcpu, complete_fast_pio_out, complete_fast_pio_in)
         vm.vcpu = vcpu
         kvm_mmu_reload(vcpu)
         self.kvm_run = vcpu.kvm_run

@@ -94,6 +94,8 @@ class I8259:
     def write(self, offset: int, size: int, value: int) -> None:
         """A command word; which one is told by the offset, bits 4:3 and what came before."""
         value &= 0xFF
+        if value == self.imr and offset & 1 and self.init_state == 0:
+            return  # OCW1 with the mask that is set: guests write it often
         with self.pair.settling:
             if not offset & 1:
                 if value & 0x10:
@@ -250,9 +252,11 @@ class Settling:
         self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self.pair.settle()
+        pair = self.pair
+        pair.settle()
         self.lock.release()
-        self.pair.announce()
+        if pair.notes or pair.output != pair.announced:
+            pair.announce()
 
 
 class I8259Pair:
@@ -268,8 +272,8 @@ class I8259Pair:
         self.on_eoi: Callable[[int], None] | None = None
         self.on_mask: Callable[[int, bool], None] | None = None
         self.output = False
-        self._announced = False
-        self._notes: list[Callable[[], None]] = []
+        self.announced = False
+        self.notes: list[Callable[[], None]] = []
         self.settling = Settling(self)
         self.master = I8259(self, 0, MASTER_ELCR_MASK)
         self.slave = I8259(self, 8, SLAVE_ELCR_MASK)
@@ -317,7 +321,7 @@ class I8259Pair:
     def note_eoi(self, line: int) -> None:
         """A chip took `line` out of service; told onwards once the lock is free."""
         if self.on_eoi is not None:
-            self._notes.append(partial(self.on_eoi, line))
+            self.notes.append(partial(self.on_eoi, line))
 
     def note_masks(self, first_line: int, changed: int, masks: int) -> None:
         """Mask bits `changed` of the chip that starts at `first_line`."""
@@ -325,13 +329,13 @@ class I8259Pair:
             return
         for bit in range(8):
             if changed >> bit & 1:
-                self._notes.append(partial(on_mask, first_line + bit, bool(masks >> bit & 1)))
+                self.notes.append(partial(on_mask, first_line + bit, bool(masks >> bit & 1)))
 
     def announce(self) -> None:
         """Tell the listeners what happened since they last heard."""
-        while self._notes:
-            self._notes.pop(0)()
-        if self.output != self._announced:
-            self._announced = self.output
+        while self.notes:
+            self.notes.pop(0)()
+        if self.output != self.announced:
+            self.announced = self.output
             if self.on_output is not None:
                 self.on_output(self.output)

@@ -5,24 +5,16 @@ Linux: arch/x86/kvm/irq.c and irq_comm.c. Left out: LAPIC, IOAPIC, MSIs, routing
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from errno import EEXIST, EINVAL, ENOENT, ENXIO
-from time import perf_counter_ns
-from typing import TypeAlias
 
-from vmxsim.arch.exit_reasons import ExitReason
 from vmxsim.errors import KvmError
 from vmxsim.kvm.i8254 import I8254, SpeakerPort
 from vmxsim.kvm.i8259 import I8259Pair
-from vmxsim.kvm.kvm_host import IoRange, KvmVcpu, KvmVm
+from vmxsim.kvm.kvm_host import KvmVcpu, KvmVm
 from vmxsim.kvm.kvm_main import kvm_io_bus_register_dev, kvm_vcpu_kick
 from vmxsim.kvm.requests import KVM_REQ_EVENT, kvm_make_request
 
-FastOut: TypeAlias = Callable[[int, int, int], bool]
-FastIn: TypeAlias = Callable[[int, int], int]
-
 PIC_LINES = 16
-_IO = int(ExitReason.IO_INSTRUCTION)
 
 
 def kvm_cpu_has_interrupt(vcpu: KvmVcpu) -> bool:
@@ -87,72 +79,3 @@ def kvm_create_pit(vm: KvmVm) -> None:
     pic.on_eoi = lambda line: pit.acked() if line == 0 else None
     pic.on_mask = lambda line, masked: pit.unmasked() if line == 0 and not masked else None
     vm.pit, vm.speaker = pit, speaker
-
-
-def install_fast_ports(vcpu: KvmVcpu) -> None:
-    """Hand the in-kernel ports to the engine, which answers them without leaving the guest.
-
-    No Linux relative. Each access counts as the exit it would have been; while a probe watches
-    exits or ports the table is off and every access takes the whole path through kernel_pio.
-    Call it again when a watcher of fast_pio comes or goes.
-    """
-    ports, watched = vcpu.processor.ports, bool(vcpu.probes.fast_pio)
-    for port, found in vcpu.vm.pio_bus.items():
-        fast_out, fast_in = _fast_out(vcpu, port, found), _fast_in(vcpu, port, found)
-        ports.fast_out[port] = _timed_out(vcpu, fast_out) if watched else fast_out
-        ports.fast_in[port] = _timed_in(vcpu, fast_in) if watched else fast_in
-
-
-def _timed_out(vcpu: KvmVcpu, fast_out: FastOut) -> FastOut:
-    probes, vcpu_id = vcpu.probes, vcpu.id
-
-    def timed_out(port: int, size: int, value: int) -> bool:
-        start = perf_counter_ns()
-        leave = fast_out(port, size, value)
-        elapsed = perf_counter_ns() - start
-        for seen in probes.fast_pio:
-            seen(vcpu_id, True, port, elapsed)
-        return leave
-
-    return timed_out
-
-
-def _timed_in(vcpu: KvmVcpu, fast_in: FastIn) -> FastIn:
-    probes, vcpu_id = vcpu.probes, vcpu.id
-
-    def timed_in(port: int, size: int) -> int:
-        start = perf_counter_ns()
-        value = fast_in(port, size)
-        elapsed = perf_counter_ns() - start
-        for seen in probes.fast_pio:
-            seen(vcpu_id, False, port, elapsed)
-        return value
-
-    return timed_in
-
-
-def _fast_out(vcpu: KvmVcpu, port: int, found: IoRange) -> FastOut:
-    write, offset, row = found.device.write, port - found.base, vcpu.stat.port(port)
-    exits, counter = vcpu.exits, vcpu.exit_counter
-
-    def fast_out(port: int, size: int, value: int) -> bool:
-        counter.exits += 1
-        exits[_IO] += 1
-        row.kernel_out += 1
-        write(offset, size, value)
-        return vcpu.requests != 0
-
-    return fast_out
-
-
-def _fast_in(vcpu: KvmVcpu, port: int, found: IoRange) -> FastIn:
-    read, offset, row = found.device.read, port - found.base, vcpu.stat.port(port)
-    exits, counter = vcpu.exits, vcpu.exit_counter
-
-    def fast_in(port: int, size: int) -> int:
-        counter.exits += 1
-        exits[_IO] += 1
-        row.kernel_in += 1
-        return read(offset, size)
-
-    return fast_in

@@ -190,11 +190,11 @@ class KvmVcpu:
     """
 
     __slots__ = (
-        "arch", "clock", "deadline", "exec_control", "exit", "exit_counter", "exits",
-        "fast_ports_watched", "guest_state_loaded", "id", "in_guest", "kvm_run", "launched",
-        "loaded", "mutex", "probes", "processor", "requests", "requests_lock", "running", "shared",
-        "slots", "stat", "thread", "timer_armed", "vm", "wait_condition", "want_window", "woken",
-        "x86_ops",
+        "apic_saved", "arch", "clock", "deadline", "enter_from_host", "exec_control", "exit",
+        "exit_counter", "exits", "fast_ports_watched", "guest_state_loaded", "id", "in_guest",
+        "kvm_run", "launched", "leave_to_host", "loaded", "mutex", "probes", "probes_seen",
+        "processor", "requests", "requests_lock", "running", "shared", "slots", "stat", "thread",
+        "timer_armed", "vm", "wait_condition", "want_window", "woken", "x86_ops",
     )  # fmt: skip
 
     def __init__(
@@ -230,6 +230,10 @@ class KvmVcpu:
         self.timer_armed = False
         self.want_window = False
         self.fast_ports_watched = False
+        self.probes_seen = -1
+        self.apic_saved = (-1, -1)
+        self.enter_from_host = processor.enter_from_host
+        self.leave_to_host = processor.leave_to_host
         self.slots: dict[int, MemorySlot] = {}
 
 

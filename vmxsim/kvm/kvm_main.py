@@ -40,7 +40,9 @@ def kvm_vcpu_ioctl(
 ) -> R:
     """Run one vCPU ioctl under the vCPU's mutex: one at a time, from whatever thread."""
     with vcpu.mutex:
-        return ioctl(vcpu, *args, **kwargs)
+        if args or kwargs:
+            return ioctl(vcpu, *args, **kwargs)
+        return ioctl(vcpu)  # type: ignore[call-arg]  # the way of KVM_RUN
 
 
 def vcpu_load(vcpu: KvmVcpu) -> None:
@@ -135,7 +137,8 @@ def kvm_io_bus_register_dev(
     """Put a chip on a bus. A port that is taken is EEXIST."""
     ports = range(base, base + length)
     if taken := [port for port in ports if port in bus]:
-        raise KvmError(EEXIST, f"port {taken[0]:#x} is taken by {type(bus[taken[0]].device)}")
+        owner = type(bus[taken[0]].device).__name__
+        raise KvmError(EEXIST, f"port {taken[0]:#x} is taken by {owner}")
     found = IoRange(base, length, device)
     for port in ports:
         bus[port] = found

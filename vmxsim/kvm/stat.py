@@ -6,6 +6,8 @@ whoever wants them watches the `handled` probe.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from vmxsim.arch.exit_reasons import ExitReason
 
 
@@ -31,7 +33,7 @@ class VcpuStat:
 
     def __init__(self) -> None:
         self.exits = [0] * (max(ExitReason) + 1)
-        self.userspace_exits: dict[int, int] = {}
+        self.userspace_exits: defaultdict[int, int] = defaultdict(int)
         self.ports: dict[int, PortStat] = {}
         self.io_exits = 0
         self.mmio_exits = 0

@@ -41,7 +41,7 @@ from vmxsim.kvm.msr import (
 )
 from vmxsim.kvm.pio import handle_string_io
 from vmxsim.kvm.requests import KVM_REQ_EVENT, kvm_make_request
-from vmxsim.kvm.run import Run
+from vmxsim.kvm.run import EXIT_USERSPACE, Run
 from vmxsim.kvm.uapi import (
     KVM_EXIT_EXCEPTION,
     KVM_EXIT_INTERNAL_ERROR,
@@ -64,6 +64,8 @@ from vmxsim.kvm.vmcs_setup import (
 )
 from vmxsim.kvm.vmx_ops import vmcs_readl, vmcs_writel
 from vmxsim.kvm.x86 import (
+    complete_fast_pio_out,
+    complete_fast_pio_out_port_0x7e,
     entry_failed,
     is_64_bit_mode,
     kvm_complete_insn_gp,
@@ -315,11 +317,21 @@ def handle_io(vcpu: KvmVcpu, exit: VmExit) -> Run:
     """IN, OUT, INS, OUTS. Linux returns 1, 0 or -errno here."""
     qualification = exit.qualification
     vcpu.stat.io_exits += 1
+    if vcpu.arch.complete_userspace_io is not None:
+        return bounced_pio(vcpu, qualification >> 16)
     if qualification & 16:
         return handle_string_io(vcpu, exit)
     return kvm_fast_pio(
         vcpu, (qualification & 7) + 1, qualification >> 16, qualification & 8 != 0
     )
+
+
+def bounced_pio(vcpu: KvmVcpu, port: int) -> Run:
+    """IN or OUT for userspace, prepared when the instruction was met (fast_pio.py)."""
+    if port == 0x7E and vcpu.arch.complete_userspace_io is complete_fast_pio_out:
+        vcpu.arch.complete_userspace_io = complete_fast_pio_out_port_0x7e
+        kvm_skip_emulated_instruction(vcpu)
+    return EXIT_USERSPACE
 
 
 def handle_halt(vcpu: KvmVcpu, exit: VmExit) -> Run:

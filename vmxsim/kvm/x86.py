@@ -23,9 +23,9 @@ from vmxsim.arch.paging import PageFault
 from vmxsim.arch.registers import Cr0, Dr6, Dr7, Rflags
 from vmxsim.arch.vmcs_fields import VmcsField
 from vmxsim.errors import KvmError
+from vmxsim.kvm.fast_pio import use_fast_ports
 from vmxsim.kvm.guest_memory import kvm_mmu_reload
 from vmxsim.kvm.irq import (
-    install_fast_ports,
     kvm_cpu_get_interrupt,
     kvm_cpu_has_injectable_intr,
     kvm_cpu_has_interrupt,
@@ -74,15 +74,17 @@ from vmxsim.kvm.vmx_ops import vmcs_readl, vmcs_writel
 from vmxsim.vmx.records import VmExit, VmFail
 
 _MAIN_THREAD = main_thread().ident
+_MAIN_THREAD = main_thread().ident
 _RFLAGS = VmcsField.GUEST_RFLAGS
 _DR7 = VmcsField.GUEST_DR7
 _INTERRUPTIBILITY = VmcsField.GUEST_INTERRUPTIBILITY_INFO
 _CS_AR = VmcsField.GUEST_CS_AR_BYTES
 _KVM_ENOSYS = -1000 & (1 << 64) - 1
 
-_RUN_OUT = Struct("<BBHQQ")
-"""kvm_run from ready_for_interrupt_injection to apic_base."""
-_RUN_OUT_OFFSET = 12
+_IMMEDIATE_EXIT, _EXIT_REASON, _READY, _IF_FLAG, _CR8 = 1, 8, 12, 13, 16
+"""Offsets in kvm_run; exit reasons are below 256, so one byte of theirs says all."""
+_RUN_APIC = Struct("<QQ")
+"""kvm_run's cr8 and apic_base."""
 _ITEM = {1: Struct("<B"), 2: Struct("<H"), 4: Struct("<I")}
 """One item of the port data page, by size."""
 _MASKS = (0, 0xFF, 0xFFFF, 0, 0xFFFF_FFFF)
@@ -98,54 +100,48 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu) -> None:
     processor holds only the guest's), sync regs.
     """
     vcpu_load(vcpu)
+    vcpu.enter_from_host()
+    if vcpu.thread == _MAIN_THREAD:
+        vcpu.processor.keep_interruptible()
     vcpu.running = True
+    arch, shared, probes = vcpu.arch, vcpu.shared, vcpu.probes
     try:
-        kvm_run, arch = vcpu.kvm_run, vcpu.arch
-        for entered in vcpu.probes.userspace_entry:
-            entered(vcpu.id, vcpu.clock.now())
+        if probes.userspace_entry or probes.from_userspace:
+            for back in probes.from_userspace:
+                back(vcpu.id)
+            for entered in probes.userspace_entry:
+                entered(vcpu.id, vcpu.clock.now())
         if arch.mp_state == KVM_MP_STATE_UNINITIALIZED:
             run_uninitialized(vcpu)
-        if vcpu.vm.pic is None:
+        if shared[_CR8] != arch.cr8 or shared[0] or vcpu.want_window:
             accept_userspace_apic(vcpu)
-        else:
+        if probes.generation != vcpu.probes_seen:
             use_fast_ports(vcpu)
-        if arch.complete_userspace_io is not None:
-            complete = arch.complete_userspace_io
+        complete = arch.complete_userspace_io
+        if complete is not None:
             arch.complete_userspace_io = None
             if complete(vcpu) is EXIT_USERSPACE:
                 return
-        if kvm_run.immediate_exit:
+        if shared[_IMMEDIATE_EXIT]:
             interrupted(vcpu, "immediate_exit is set")
         vcpu_run(vcpu)
     finally:
         vcpu.in_guest = vcpu.running = False
+        vcpu.leave_to_host()
         post_kvm_run_save(vcpu)
         vcpu_put(vcpu)
 
 
 def accept_userspace_apic(vcpu: KvmVcpu) -> None:
     """Without the irqchip, userspace has the local APIC: take its CR8 and its wish for a window."""
+    if vcpu.vm.pic is not None:
+        return
     kvm_run = vcpu.kvm_run
     vcpu.want_window = kvm_run.request_interrupt_window != 0
     if kvm_run.cr8 != vcpu.arch.cr8:
         if kvm_run.cr8 & ~0xF:
             raise KvmError(EINVAL, f"kvm_run.cr8 is {kvm_run.cr8:#x}: only bits 3:0 exist")
         vcpu.arch.cr8 = kvm_run.cr8
-
-
-def use_fast_ports(vcpu: KvmVcpu) -> None:
-    """Let the engine answer in-kernel ports by itself, unless a probe wants to see their exits."""
-    probes = vcpu.probes
-    watched = bool(probes.fast_pio)
-    if watched is not vcpu.fast_ports_watched:
-        vcpu.fast_ports_watched = watched
-        install_fast_ports(vcpu)
-    vcpu.processor.ports.enabled = not (
-        probes.vm_exit
-        or probes.vm_entry
-        or probes.pio
-        or len(probes.handled) > len(probes.fast_pio)
-    )
 
 
 def run_uninitialized(vcpu: KvmVcpu) -> NoReturn:
@@ -169,18 +165,23 @@ def interrupted(vcpu: KvmVcpu, why: str) -> NoReturn:
 
 def post_kvm_run_save(vcpu: KvmVcpu) -> None:
     """Tell userspace what it needs in order to inject interrupts. Count and report the exit."""
-    arch, reason = vcpu.arch, vcpu.kvm_run.exit_reason
+    arch, shared = vcpu.arch, vcpu.shared
     if_flag = vcpu.processor.interrupts_enabled
-    ready = vcpu.vm.pic is not None or (
+    shared[_IF_FLAG] = if_flag
+    shared[_READY] = vcpu.vm.pic is not None or (
         if_flag and kvm_vcpu_ready_for_interrupt_injection(vcpu)
     )
-    _RUN_OUT.pack_into(
-        vcpu.shared, _RUN_OUT_OFFSET, ready, if_flag, 0, arch.cr8, arch.apic_base
-    )
-    exits = vcpu.stat.userspace_exits
-    exits[reason] = exits.get(reason, 0) + 1
-    for left in vcpu.probes.userspace_exit:
-        left(vcpu.id, vcpu.clock.now(), reason)
+    if (arch.cr8, arch.apic_base) != vcpu.apic_saved:
+        vcpu.apic_saved = arch.cr8, arch.apic_base
+        _RUN_APIC.pack_into(shared, _CR8, arch.cr8, arch.apic_base)
+    reason = shared[_EXIT_REASON]
+    vcpu.stat.userspace_exits[reason] += 1
+    probes = vcpu.probes
+    if probes.userspace_exit or probes.to_userspace:
+        for leaves in probes.to_userspace:
+            leaves(vcpu.id, reason)
+        for left in probes.userspace_exit:
+            left(vcpu.id, vcpu.clock.now(), reason)
 
 
 def vcpu_run(vcpu: KvmVcpu) -> None:
@@ -272,14 +273,15 @@ def vcpu_enter_guest(vcpu: KvmVcpu) -> Run:
 def watched_exit(vcpu: KvmVcpu, exit: VmExit) -> Run:
     """vmx_handle_exit with somebody looking."""
     probes = vcpu.probes
-    now, rip = vcpu.clock.now(), vcpu.processor.rip
-    for left in probes.vm_exit:
-        left(vcpu.id, now, rip, exit)
+    if probes.vm_exit:
+        now, rip = vcpu.clock.now(), vcpu.processor.rip
+        for left in probes.vm_exit:
+            left(vcpu.id, now, rip, exit)
     start = perf_counter_ns()
     run = vcpu.x86_ops.handle_exit(vcpu, exit)
     elapsed = perf_counter_ns() - start
     for handled in probes.handled:
-        handled(vcpu.id, now, exit, run is REENTER_GUEST, elapsed)
+        handled(vcpu.id, exit, run is REENTER_GUEST, elapsed)
     return run
 
 

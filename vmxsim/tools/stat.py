@@ -6,6 +6,7 @@ return to the next KVM_RUN. Both are host time and differ from run to run; the c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import sqrt
 from time import perf_counter_ns
@@ -81,8 +82,10 @@ class Row:
         whole = self.open_ns + ns
         self.userspace_ns += ns
         self.squares += whole * whole
-        self.longest = max(self.longest, whole)
-        self.shortest = min(self.shortest, whole)
+        if whole > self.longest:
+            self.longest = whole
+        if whole < self.shortest:
+            self.shortest = whole
 
     def add(self, other: Row) -> None:
         """Account everything that another row has."""
@@ -96,13 +99,14 @@ class Stat(Instrument):
     """Add it to a machine's probes, run, and print report()."""
 
     def __init__(self) -> None:
-        self.userspace: dict[str, int] = {}
+        self._returns: defaultdict[int, int] = defaultdict(int)
         self.ports: dict[tuple[int, bool], Row] = {}
         """I/O exits by port and direction (True: OUT)."""
         self._others: dict[int, Row] = {}
         self._names: dict[int, str] = {}
-        self._last: dict[int, Row] = {}
-        self._left: dict[int, tuple[Row, int]] = {}
+        self._last: Row | None = None
+        self._left: Row | None = None
+        self._since = 0
 
     @property
     def exits(self) -> dict[str, Row]:
@@ -115,20 +119,21 @@ class Stat(Instrument):
         return found
 
     def handled(
-        self, vcpu_id: int, now: int, exit: ExitRecord, in_kernel: bool, elapsed_host_ns: int
+        self, vcpu_id: int, exit: ExitRecord, in_kernel: bool, elapsed_host_ns: int
     ) -> None:
         """An exit is dealt with: by the kernel, or by leaving for userspace."""
         reason = exit.reason
         if reason == IO_INSTRUCTION:
             asked = exit.qualification
-            row = self._port(asked >> 16 & 0xFFFF, not asked & 8)
+            key = asked >> 16, not asked & 8
+            row = self.ports.get(key) or self._port(*key)
         else:
             row = self._others.get(reason) or self._row(exit)
         if in_kernel:
             row.in_kernel(elapsed_host_ns)
         else:
             row.left(elapsed_host_ns)
-            self._last[vcpu_id] = row
+            self._last = row
 
     def fast_pio(self, vcpu_id: int, is_write: bool, port: int, elapsed_host_ns: int) -> None:
         """An I/O exit that the engine answered by itself with a chip of the kernel."""
@@ -141,19 +146,25 @@ class Stat(Instrument):
         if elapsed_host_ns < row.shortest:
             row.shortest = elapsed_host_ns
 
-    def userspace_exit(self, vcpu_id: int, now: int, exit_reason: int) -> None:
+    def to_userspace(self, vcpu_id: int, exit_reason: int) -> None:
         """Userspace's time begins, on the account of the exit that led there."""
-        name = kvm_exit_name(exit_reason)
-        self.userspace[name] = self.userspace.get(name, 0) + 1
-        row = self._last.pop(vcpu_id, None)
+        self._returns[exit_reason] += 1
+        row = self._last
         if row is not None:
-            self._left[vcpu_id] = (row, perf_counter_ns())
+            self._last = None
+            self._left, self._since = row, perf_counter_ns()
 
-    def userspace_entry(self, vcpu_id: int, now: int) -> None:
+    def from_userspace(self, vcpu_id: int) -> None:
         """Userspace's time ends."""
-        left = self._left.pop(vcpu_id, None)
-        if left is not None:
-            left[0].returned(perf_counter_ns() - left[1])
+        row = self._left
+        if row is not None:
+            row.returned(perf_counter_ns() - self._since)
+            self._left = None
+
+    @property
+    def userspace(self) -> dict[str, int]:
+        """How often KVM_RUN returned, by what it said."""
+        return {kvm_exit_name(reason): count for reason, count in self._returns.items()}
 
     def _port(self, port: int, is_write: bool) -> Row:
         return self.ports.setdefault((port, is_write), Row())
@@ -164,9 +175,9 @@ class Stat(Instrument):
 
     def report(self) -> str:
         """Every table: exits, ports, and why KVM_RUN returned."""
-        for row, _since in self._left.values():
-            row.returned(0)  # userspace never came back: the run ended
-        self._left.clear()
+        if self._left is not None:
+            self._left.returned(0)  # userspace never came back: the run ended
+            self._left = None
         ports = {
             f"{'POUT' if is_write else 'PIN'} {port:#x}": row
             for (port, is_write), row in sorted(self.ports.items())

@@ -285,6 +285,7 @@ complete_table: dict[TrapKind, Completer] = cast(
     {
         **INSTRUCTIONS,
         TrapKind.IO:               _io,
+        TrapKind.BOUNCED:          _io,
         TrapKind.EXCEPTION:        _exception,
         TrapKind.MEMORY:           _memory,
         TrapKind.KICK:             _event,

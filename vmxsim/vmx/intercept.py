@@ -34,7 +34,7 @@ from vmxsim.vmx.intercept_common import (
     never,
     undefined,
 )
-from vmxsim.vmx.intercept_io import io_instruction, msr_access
+from vmxsim.vmx.intercept_io import bounced_io, io_instruction, msr_access
 from vmxsim.vmx.records import VmExit
 from vmxsim.vmx.vmcs import Vmcs
 
@@ -183,6 +183,7 @@ intercept_table: dict[TrapKind, Handler] = cast(
     {
         **INSTRUCTIONS,
         TrapKind.IO:               io_instruction,
+        TrapKind.BOUNCED:          bounced_io,
         TrapKind.EXCEPTION:        _exception,
         TrapKind.MEMORY:           _memory,
         TrapKind.KICK:             _host_interrupt(HOST_KICK_VECTOR),

@@ -14,6 +14,7 @@ from vmxsim.arch.registers import Gpr, Rflags
 from vmxsim.arch.segments import Segment
 from vmxsim.cpu.interface import Cpu
 from vmxsim.cpu.traps import InsnTrap, IoTrap
+from vmxsim.errors import ConfigError
 from vmxsim.vmx import operands as info
 from vmxsim.vmx.bitmaps import msr_exits, port_exits
 from vmxsim.vmx.guest_access import GuestFault, raise_gp, read_int
@@ -25,6 +26,7 @@ _IO = ExitReason.IO_INSTRUCTION
 _USE_IO_BITMAPS = CpuBased.USE_IO_BITMAPS
 _UNCONDITIONAL = CpuBased.UNCONDITIONAL_IO_EXITING
 _USE_MSR_BITMAPS = CpuBased.USE_MSR_BITMAPS
+_BOUNCED_KEPT = 4096
 _new = tuple.__new__
 
 
@@ -64,6 +66,23 @@ def io_instruction(trap: IoTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
     if length > 1 and insn[1][-2] & 0xFC == 0xE4:  # E4-E7: the port is an immediate
         qualification |= 1 << 6
     return _new(VmExit, (_IO, qualification, length, 0, 0, 0, 0, 0, 0, 0, trap, False))
+
+
+def bounced_io(trap: IoTrap, vmcs: Vmcs, cpu: Cpu) -> Outcome:
+    """IN and OUT that root mode's bounce function has seen: CPL 0, unconditional I/O exiting.
+
+    The exit of an instruction that bounced before is the same exit again.
+    """
+    before = vmcs.bounced.get(trap[1])
+    if before is not None and before.trap is trap:
+        return before
+    outcome = io_instruction(trap, vmcs, cpu)
+    if not isinstance(outcome, VmExit):
+        raise ConfigError("ports bounce, but the VMCS has no unconditional I/O exiting")
+    if len(vmcs.bounced) >= _BOUNCED_KEPT:
+        vmcs.bounced.clear()
+    vmcs.bounced[trap[1]] = outcome
+    return outcome
 
 
 def _string_io(trap: IoTrap, cpu: Cpu, qualification: int) -> VmExit | None:

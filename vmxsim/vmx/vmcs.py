@@ -132,8 +132,8 @@ class Vmcs:
     """
 
     __slots__ = (
-        "address", "cpu_based", "entry_controls", "exception_bitmap", "exit_controls", "fields",
-        "host_pages", "last_exit", "launch_state", "pin_based", "secondary",
+        "address", "bounced", "cpu_based", "entry_controls", "exception_bitmap", "exit_controls",
+        "fields", "host_pages", "last_exit", "launch_state", "pin_based", "secondary",
     )  # fmt: skip
 
     def __init__(self, address: int = 0, host_pages: HostPages | None = None) -> None:
@@ -142,6 +142,8 @@ class Vmcs:
         self.launch_state = LaunchState.CLEAR
         self.fields: dict[int, int] = dict.fromkeys(SUPPORTED, 0)
         self.last_exit: VmExit | None = None
+        self.bounced: dict[int, VmExit] = {}
+        """Exits of bounced I/O by RIP, kept while the controls are."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -153,6 +155,7 @@ class Vmcs:
         self.exit_controls = fields[_EXIT]
         self.entry_controls = fields[_ENTRY]
         self.exception_bitmap = fields[_BITMAP]
+        self.bounced.clear()
 
     def supports(self, field: int) -> bool:
         """Whether the encoding, of either access type, names a field of this processor."""
