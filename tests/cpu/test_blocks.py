@@ -31,8 +31,8 @@ def test_nothing_is_counted_without_a_budget(start: Start) -> None:
     assert cpu.blocks == 0
 
 
-def test_traps_on_the_way_use_up_the_budget(start: Start) -> None:
-    cpu = start(64, "48ffc10fa2ebf9")  # L: inc rcx; cpuid; jmp L: two blocks a turn
+def test_the_rest_of_a_block_behind_a_trap_is_not_another_block(start: Start) -> None:
+    cpu = start(64, "48ffc10fa2ebf9")  # L: inc rcx; cpuid; jmp L
     cpu.budget = 10
     kinds = []
     while True:
@@ -41,8 +41,22 @@ def test_traps_on_the_way_use_up_the_budget(start: Start) -> None:
         if trap.kind is TrapKind.BUDGET:
             break
         cpu.rip += 2
-    assert kinds.count(TrapKind.CPUID) == 5
-    assert (cpu.gpr[1], cpu.blocks) == (5, 10)
+    assert kinds.count(TrapKind.CPUID) == 10
+    assert (cpu.gpr[1], cpu.blocks, cpu.rip) == (10, 10, 0x1000)
+
+
+def test_ports_answered_inside_cost_the_blocks_that_exits_cost(start: Start) -> None:
+    counts = []
+    for enabled in (False, True):
+        cpu = start(64, "48ffc1e680ffc975f6f4")  # L: inc rcx; out 0x80, al; dec ecx; jnz L; hlt
+        cpu.budget = 1000
+        cpu.ports.enabled = enabled
+        cpu.ports.fast_out[0x80] = lambda port, size, value: False
+        cpu.gpr[1] = 0
+        while (trap := cpu.run()).kind is TrapKind.IO:
+            cpu.rip += 2
+        counts.append((trap.kind, cpu.blocks, cpu.rip))
+    assert counts[0] == counts[1]
 
 
 @settings(max_examples=20, deadline=None)

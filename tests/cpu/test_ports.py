@@ -24,12 +24,26 @@ def test_a_port_in_the_table_costs_no_trap(start: Start) -> None:
     assert cpu.gpr[0] & 0xFF == 0x99
 
 
-def test_an_answer_may_ask_to_leave_behind_the_instruction(start: Start) -> None:
+def test_an_answer_may_ask_to_leave_the_guest(start: Start) -> None:
     cpu = start(16, "e6804343f4")
     cpu.ports.enabled = True
     cpu.ports.fast_out[0x80] = lambda port, size, value: True
+    trap = cpu.run()
+    assert isinstance(trap, IoTrap)
+    assert (trap.kind, trap.port, cpu.rip, cpu.gpr[3]) == (TrapKind.BOUNCED, 0x80, 0x1000, 0)
+    cpu.rip += 2
+    assert cpu.run().kind is TrapKind.HLT
+
+
+def test_a_string_instruction_that_is_to_leave_has_done_its_turn(start: Start) -> None:
+    cpu = start(16, "f36ef4")
+    cpu.gpr[1], cpu.gpr[2], cpu.gpr[6] = 2, 0x80, 0x8000
+    cpu.ports.enabled = True
+    cpu.ports.fast_out[0x80] = lambda port, size, value: True
+    assert cpu.run() == EventTrap(TrapKind.KICK, 0x1000)
+    assert (cpu.gpr[1], cpu.gpr[6]) == (1, 0x8001)
     assert cpu.run() == EventTrap(TrapKind.KICK, 0x1002)
-    assert cpu.gpr[3] == 0
+    assert (cpu.gpr[1], cpu.gpr[6]) == (0, 0x8002)
     assert cpu.run().kind is TrapKind.HLT
 
 

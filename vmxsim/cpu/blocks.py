@@ -33,36 +33,41 @@ class BlockCounter:
         self.limit = 0
         self.budget = 0
         self.executed = 0
+        self._continued = 0
+        self._armed = False
 
     def set(self, budget: int) -> None:
         """Stop after so many blocks from now; 0 for never."""
         if budget > 0 and self.limit == 0:
             self._install()
         self.budget = max(budget, 0)
+        self._armed = budget > 0
         if self.limit:
             self._choose_limit()
 
     def _choose_limit(self) -> None:
-        self.limit = min(self.budget, SLICE) if self.budget else SLICE
+        self.limit = (min(self.budget, SLICE) if self._armed else SLICE) + self._continued
 
     def ran(self, stopped_at_block: bool) -> None:
-        """Account for one run; a run stopped at a block has counted that block too."""
-        count = self._counter.value
-        if stopped_at_block and count:
-            count -= 1
+        """Account for one run.
+
+        A run stopped at a block has counted that block too. A run that a trap ended is in the
+        middle of one, and the next run counts the rest of it again: that is not another block, so
+        that time is the same whether a port is answered in the guest or by leaving it.
+        """
+        count = max(self._counter.value - self._continued - stopped_at_block, 0)
+        self._continued = 0 if stopped_at_block else 1
         self._counter.value = 0
         self.executed += count
-        if self.budget:
-            self.budget = max(self.budget - count, 0) or -1
-            if self.budget < 0:
-                self.budget = 0
-                self.limit = SLICE
-                return
+        if self._armed:
+            self.budget = max(self.budget - count, 0)
+            self._armed = self.budget > 0 or self._continued > 0
         self._choose_limit()
 
     def expired(self) -> bool:
         """Whether the run just ended because the whole budget was used up."""
-        return self.limit != 0 and 0 < self.budget <= self._counter.value - 1
+        done = self._counter.value - self._continued - 1
+        return self._armed and self.budget <= done
 
     def _install(self) -> None:
         """Take the engine's counting function from its code hook and put it on a block hook."""

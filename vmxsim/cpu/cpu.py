@@ -11,7 +11,6 @@ import ctypes
 
 from vmxsim.arch.paging import PageFault
 from vmxsim.arch.registers import Cr4, Dr6
-from vmxsim.arch.segments import AccessRights, SegmentRegister, TableRegister, real_mode_segment
 from vmxsim.cpu import fpu, intercepts
 from vmxsim.cpu.blocks import BlockCounter
 from vmxsim.cpu.code import TranslatedCode
@@ -22,6 +21,7 @@ from vmxsim.cpu.linear import LinearMemory
 from vmxsim.cpu.memory import GuestMemory
 from vmxsim.cpu.ports import AFTER, ERROR, IN, SYSCALL, Noted, Ports
 from vmxsim.cpu.pulse import Pulse
+from vmxsim.cpu.set_state import finish_outs, reset
 from vmxsim.cpu.sites import MODE, PlainIo, Site, Sites
 from vmxsim.cpu.state import CpuState, flush_code
 from vmxsim.cpu.traps import (
@@ -69,27 +69,8 @@ class UnicornCpu(CpuState):
         self.reset()
 
     def reset(self) -> None:
-        """Put the registers in the state after RESET. SDM Vol. 3, "Processor State After Reset"."""
-        for number in range(16):
-            self._gpr[number] = 0
-        self._gpr[2] = 0x600
-        self.efer = 0
-        self.cr4 = 0
-        self.cr3 = 0
-        self.cr2 = 0
-        self.cr0 = 0x60000010
-        self.rflags = 2
-        self.shadow = 0
-        self.rip = 0xFFF0
-        for segment in range(6):
-            self.set_segment(segment, real_mode_segment(0))
-        self.set_segment(1, SegmentRegister(0xF000, 0xFFFF0000, 0xFFFF, AccessRights.REAL_CODE))
-        self.set_segment(6, SegmentRegister(0, 0, 0xFFFF, AccessRights.LDT))
-        self.set_segment(7, SegmentRegister(0, 0, 0xFFFF, AccessRights.BUSY_TSS))
-        self.gdtr = TableRegister(0, 0xFFFF)
-        self.idtr = TableRegister(0, 0xFFFF)
-        self.dr[:] = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
-        self.xcr0 = 1
+        """Put the registers in the state after RESET."""
+        reset(self)
 
     def close(self) -> None:
         """Free the engine. Using the CPU afterwards is an error of the caller."""
@@ -315,15 +296,17 @@ class UnicornCpu(CpuState):
             self._ran_to_trap()
         kind, port, size, value, registers = noted
         ports = self.ports
-        if kind is AFTER:
-            ports.disarm()
-            return EventTrap(TrapKind.KICK, self._rip.value)
         if kind is ERROR:
             ports.disarm()
             error, ports.error = ports.error, None
             raise error or EngineError("a port callback failed without saying why")
         ports.put_back(registers)
         rip = self._rip.value
+        if kind is AFTER and not self._is_plain_out(rip):
+            site = self.sites.at(rip)
+            if site is not None:
+                finish_outs(self, site.insn, size)
+            return EventTrap(TrapKind.KICK, self._rip.value)
         if kind is SYSCALL:
             if not self._kicked:
                 self._request.value = 0
@@ -341,11 +324,18 @@ class UnicornCpu(CpuState):
         insn = site[1]
         string = len(insn[0]) > 3
         if not string and rip in self._known:
-            self._plain[rip] = PlainIo(site, rip, kind is IN, port, size)
+            plain = self._plain[rip] = PlainIo(site, rip, kind is IN, port, size)
+            if kind is AFTER:
+                return plain.trap
         return tuple.__new__(
             IoTrap,
             (TrapKind.IO, rip, insn, kind is IN, port, size, value, string, insn[6] != 0),
         )
+
+    def _is_plain_out(self, rip: int) -> bool:
+        """Whether the OUT at RIP is no string instruction, and can be known again."""
+        site = self.sites.at(rip)
+        return site is not None and site.insn.mnemonic == "out" and rip in self._known
 
     # ---- decoding
 

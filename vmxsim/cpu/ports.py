@@ -105,7 +105,7 @@ class Ports:
                     if port in fast:
                         if not fast[port](port, size, value):
                             return
-                        self.noted = (AFTER, port, size, value, b"")
+                        self.noted = (AFTER, port, size, value, bytes(registers))
                         dr0.value = port
                         return
                     site = plain.get(rip.value)

@@ -141,14 +141,19 @@ def _timed_in(vcpu: KvmVcpu, fast_in: FastIn) -> FastIn:
 
 def _fast_out(vcpu: KvmVcpu, port: int, found: IoRange) -> FastOut:
     write, offset, row = found.device.write, port - found.base, vcpu.stat.port(port)
-    exits, counter = vcpu.exits, vcpu.exit_counter
+    exits, counter, arch = vcpu.exits, vcpu.exit_counter, vcpu.arch
 
     def fast_out(port: int, size: int, value: int) -> bool:
         counter.exits += 1
-        exits[_IO] += 1
         row.kernel_out += 1
         write(offset, size, value)
-        return vcpu.requests != 0
+        if vcpu.requests:
+            # It leaves the guest after all, as the exit that it is, and is counted there.
+            counter.exits -= 1
+            arch.pio_done = True
+            return True
+        exits[_IO] += 1
+        return False
 
     return fast_out
 

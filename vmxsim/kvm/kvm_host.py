@@ -110,7 +110,7 @@ class VcpuArch:
         "apic_base", "complete_userspace_io", "cpuid", "cpuid_entries", "cr0", "cr4", "cr8",
         "dr_wont_exit", "efer", "emulation", "event_exit_inst_len", "exception", "guest_xcr0",
         "injecting", "interrupt", "mp_state", "msrs", "nmi_injected", "nmi_pending", "pio",
-        "rip_moved", "singlestep", "tsc_offset",
+        "pio_done", "rip_moved", "singlestep", "tsc_offset",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -133,6 +133,7 @@ class VcpuArch:
         self.event_exit_inst_len = 0
         self.pio = PioRequest()
         self.rip_moved = False
+        self.pio_done = False
         self.emulation: Emulation | None = None
         self.complete_userspace_io: Callable[[KvmVcpu], Run] | None = None
         self.dr_wont_exit = False

@@ -294,7 +294,11 @@ def handle_exception(vcpu: KvmVcpu, exit: VmExit) -> Run:
 
 
 def handle_external_interrupt(vcpu: KvmVcpu, exit: VmExit) -> Run:
-    """The host wanted the processor: a kick, or an alarm of the clock. vcpu_run sees why."""
+    """The host wanted the processor: a kick, or an alarm of the clock. vcpu_run sees why.
+
+    Or an OUTS raised a request on its way through fast_pio: nothing of it is left to do.
+    """
+    vcpu.arch.pio_done = False
     return Run.REENTER_GUEST
 
 
@@ -317,7 +321,7 @@ def handle_io(vcpu: KvmVcpu, exit: VmExit) -> Run:
     """IN, OUT, INS, OUTS. Linux returns 1, 0 or -errno here."""
     qualification = exit.qualification
     vcpu.stat.io_exits += 1
-    if vcpu.arch.complete_userspace_io is not None:
+    if vcpu.arch.pio_done or vcpu.arch.complete_userspace_io is not None:
         return bounced_pio(vcpu, qualification >> 16)
     if qualification & 16:
         return handle_string_io(vcpu, exit)
@@ -327,7 +331,10 @@ def handle_io(vcpu: KvmVcpu, exit: VmExit) -> Run:
 
 
 def bounced_pio(vcpu: KvmVcpu, port: int) -> Run:
-    """IN or OUT for userspace, prepared when the instruction was met (fast_pio.py)."""
+    """IN or OUT that was prepared, or an OUT that was done, where it was met (fast_pio.py)."""
+    if vcpu.arch.pio_done:
+        vcpu.arch.pio_done = False
+        return kvm_skip_emulated_instruction(vcpu)
     if port == 0x7E and vcpu.arch.complete_userspace_io is complete_fast_pio_out:
         vcpu.arch.complete_userspace_io = complete_fast_pio_out_port_0x7e
         kvm_skip_emulated_instruction(vcpu)
