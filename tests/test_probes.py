@@ -19,7 +19,7 @@ class Pio(Instrument):
 
 def test_every_event_has_a_tuple_that_is_empty_while_nobody_watches() -> None:
     probes = Probes()
-    assert sorted(vars(probes)) == sorted([*EVENTS, "generation"])
+    assert sorted(vars(probes)) == sorted([*EVENTS, "generation", "watching"])
     assert all(getattr(probes, event) == () for event in EVENTS)
 
 

@@ -167,6 +167,8 @@ class Probes:
 
         self.generation = 0
         """Counts add() and remove(), for those who keep what they found here."""
+        self.watching = False
+        """Whether anybody watches anything."""
 
     def add(self, instrument: Instrument) -> None:
         """Start calling the methods that the instrument overrides."""
@@ -175,6 +177,7 @@ class Probes:
             method = getattr(instrument, event)
             if getattr(method, "__func__", method) is not getattr(Instrument, event):
                 setattr(self, event, (*getattr(self, event), method))
+                self.watching = True
 
     def remove(self, instrument: Instrument) -> None:
         """Stop calling the instrument. One that was never added is no error."""
@@ -182,6 +185,7 @@ class Probes:
         for event in self._events():
             method = getattr(instrument, event)
             setattr(self, event, tuple(m for m in getattr(self, event) if m != method))
+        self.watching = any(getattr(self, event) for event in self._events())
 
     def _events(self) -> list[str]:
         return [name for name, methods in vars(self).items() if isinstance(methods, tuple)]

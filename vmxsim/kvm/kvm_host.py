@@ -191,11 +191,12 @@ class KvmVcpu:
     """
 
     __slots__ = (
-        "apic_saved", "arch", "clock", "deadline", "enter_from_host", "exec_control", "exit",
-        "exit_counter", "exits", "fast_ports_watched", "guest_state_loaded", "id", "in_guest",
+        "arch", "clock", "deadline", "enter_from_host", "exec_control", "exit", "exit_counter",
+        "exits", "fast_ports_watched", "guest_state_loaded", "id", "in_guest", "irqchip",
         "kvm_run", "launched", "leave_to_host", "loaded", "mutex", "probes", "probes_seen",
-        "processor", "requests", "requests_lock", "running", "shared", "slots", "stat", "thread",
-        "timer_armed", "vm", "wait_condition", "want_window", "woken", "x86_ops",
+        "processor", "requests", "requests_lock", "running", "saved_apic_base", "saved_cr8",
+        "shared", "slots", "stat", "thread", "timer_armed", "vm", "wait_condition", "want_window",
+        "woken", "x86_ops",
     )  # fmt: skip
 
     def __init__(
@@ -232,7 +233,8 @@ class KvmVcpu:
         self.want_window = False
         self.fast_ports_watched = False
         self.probes_seen = -1
-        self.apic_saved = (-1, -1)
+        self.saved_cr8 = self.saved_apic_base = -1
+        self.irqchip = vm.pic is not None
         self.enter_from_host = processor.enter_from_host
         self.leave_to_host = processor.leave_to_host
         self.slots: dict[int, MemorySlot] = {}

@@ -40,9 +40,7 @@ def kvm_vcpu_ioctl(
 ) -> R:
     """Run one vCPU ioctl under the vCPU's mutex: one at a time, from whatever thread."""
     with vcpu.mutex:
-        if args or kwargs:
-            return ioctl(vcpu, *args, **kwargs)
-        return ioctl(vcpu)  # type: ignore[call-arg]  # the way of KVM_RUN
+        return ioctl(vcpu, *args, **kwargs)
 
 
 def vcpu_load(vcpu: KvmVcpu) -> None:

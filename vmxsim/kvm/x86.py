@@ -106,14 +106,14 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu) -> None:
     vcpu.running = True
     arch, shared, probes = vcpu.arch, vcpu.shared, vcpu.probes
     try:
-        if probes.userspace_entry or probes.from_userspace:
+        if probes.watching:
             for back in probes.from_userspace:
                 back(vcpu.id)
             for entered in probes.userspace_entry:
                 entered(vcpu.id, vcpu.clock.now())
         if arch.mp_state == KVM_MP_STATE_UNINITIALIZED:
             run_uninitialized(vcpu)
-        if shared[_CR8] != arch.cr8 or shared[0] or vcpu.want_window:
+        if (shared[0] or shared[_CR8] != arch.cr8 or vcpu.want_window) and not vcpu.irqchip:
             accept_userspace_apic(vcpu)
         if probes.generation != vcpu.probes_seen:
             use_fast_ports(vcpu)
@@ -134,8 +134,6 @@ def kvm_arch_vcpu_ioctl_run(vcpu: KvmVcpu) -> None:
 
 def accept_userspace_apic(vcpu: KvmVcpu) -> None:
     """Without the irqchip, userspace has the local APIC: take its CR8 and its wish for a window."""
-    if vcpu.vm.pic is not None:
-        return
     kvm_run = vcpu.kvm_run
     vcpu.want_window = kvm_run.request_interrupt_window != 0
     if kvm_run.cr8 != vcpu.arch.cr8:
@@ -168,16 +166,16 @@ def post_kvm_run_save(vcpu: KvmVcpu) -> None:
     arch, shared = vcpu.arch, vcpu.shared
     if_flag = vcpu.processor.interrupts_enabled
     shared[_IF_FLAG] = if_flag
-    shared[_READY] = vcpu.vm.pic is not None or (
+    shared[_READY] = vcpu.irqchip or (
         if_flag and kvm_vcpu_ready_for_interrupt_injection(vcpu)
     )
-    if (arch.cr8, arch.apic_base) != vcpu.apic_saved:
-        vcpu.apic_saved = arch.cr8, arch.apic_base
+    if arch.cr8 != vcpu.saved_cr8 or arch.apic_base != vcpu.saved_apic_base:
+        vcpu.saved_cr8, vcpu.saved_apic_base = arch.cr8, arch.apic_base
         _RUN_APIC.pack_into(shared, _CR8, arch.cr8, arch.apic_base)
     reason = shared[_EXIT_REASON]
     vcpu.stat.userspace_exits[reason] += 1
     probes = vcpu.probes
-    if probes.userspace_exit or probes.to_userspace:
+    if probes.watching:
         for leaves in probes.to_userspace:
             leaves(vcpu.id, reason)
         for left in probes.userspace_exit:
@@ -253,7 +251,7 @@ def vcpu_enter_guest(vcpu: KvmVcpu) -> Run:
     x86_ops, probes = vcpu.x86_ops, vcpu.probes
     if not vcpu.guest_state_loaded:
         x86_ops.prepare_switch_to_guest(vcpu)
-    if probes.vm_entry:
+    if probes.watching and probes.vm_entry:
         now, rip = vcpu.clock.now(), vcpu.processor.rip
         for entry in probes.vm_entry:
             entry(vcpu.id, now, rip)
@@ -265,7 +263,7 @@ def vcpu_enter_guest(vcpu: KvmVcpu) -> Run:
     vcpu.exits[exit.reason] += 1
     if vcpu.arch.dr_wont_exit:
         x86_ops.sync_dirty_debug_regs(vcpu)
-    if probes.vm_exit or probes.handled:
+    if probes.watching and (probes.vm_exit or probes.handled):
         return watched_exit(vcpu, exit)
     return x86_ops.handle_exit(vcpu, exit)
 
