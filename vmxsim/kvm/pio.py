@@ -12,7 +12,6 @@ from vmxsim.arch.qualifications import IoQualification, StringIoInfo
 from vmxsim.arch.registers import Gpr, Rflags
 from vmxsim.arch.segments import Segment
 from vmxsim.arch.vmcs_fields import VmcsField
-from vmxsim.kvm.emulator import Emulation, handle_emulation_failure
 from vmxsim.kvm.guest_memory import (
     Mmio,
     kvm_mmu_gva_to_gpa,
@@ -83,6 +82,8 @@ class StringIo:
         if isinstance(why, PageFault):
             kvm_inject_page_fault(self.vcpu, why)
             return Run.REENTER_GUEST
+        from vmxsim.kvm.emulator import Emulation, handle_emulation_failure
+
         return handle_emulation_failure(self.vcpu, Emulation(self.vcpu))
 
 

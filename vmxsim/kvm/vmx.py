@@ -31,7 +31,6 @@ from vmxsim.kvm.control_regs import (
     kvm_set_xcr,
 )
 from vmxsim.kvm.cpuid import kvm_emulate_cpuid
-from vmxsim.kvm.emulator import x86_emulate_instruction
 from vmxsim.kvm.kvm_host import KvmVcpu, KvmX86Ops
 from vmxsim.kvm.mmu import kvm_mmu_page_fault
 from vmxsim.kvm.msr import (
@@ -505,6 +504,8 @@ def handle_invalid_op(vcpu: KvmVcpu, exit: VmExit) -> Run:
 
 def handle_desc(vcpu: KvmVcpu, exit: VmExit) -> Run:
     """LGDT and the like, should they exit. KVM wants them only to emulate UMIP."""
+    from vmxsim.kvm.emulator import x86_emulate_instruction
+
     return x86_emulate_instruction(vcpu)
 
 

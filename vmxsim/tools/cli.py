@@ -30,7 +30,7 @@ exit status of run:
   0 the guest halted for good, or asked for a reset    3 triple fault
   (v << 1) | 1 the guest wrote v to port 0xf4          124 --timeout ran out
   2 bad usage or input, or KVM could not go on         125 --max-exits reached
-                                                       130 interrupted by Ctrl-C
+  128 + n ended by signal n                            130 interrupted by Ctrl-C
 """
 
 

@@ -6,10 +6,12 @@ Nobody's terminal is left changed: the keyboard's mode is put back however the r
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from contextlib import ExitStack
 from os import PathLike
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from vmxsim.clock import Clock, HostClock, VirtualClock
 from vmxsim.errors import InputError
@@ -42,6 +44,23 @@ def config_of(options: argparse.Namespace) -> Config:
         serial=write_out,
         debugcon=write_out,
     )
+
+
+def end_in_order(cleanup: ExitStack) -> None:
+    """Have SIGTERM and SIGHUP end the run as Ctrl-C does, not where it stands: 128 + the signal.
+
+    The terminal is put back, the trace is written to its end, the counts are told. A signal that
+    the caller ignores (nohup) stays ignored.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+            cleanup.callback(signal.signal, number, signal.SIG_DFL)
 
 
 def file_named(name: str) -> str | PathLike[str]:
@@ -95,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
     clock: Clock = VirtualClock() if config.clock is ClockKind.VIRTUAL else HostClock()
     probes = Probes()
     with ExitStack() as cleanup:
+        end_in_order(cleanup)
         watchers = Watchers(options, probes, cleanup)
         machine = cleanup.enter_context(Machine(config, clock=clock, probes=probes))
         machine.load(file_named(options.image))
