@@ -163,6 +163,23 @@ def test_ctrl_c_is_130_and_quick(guest) -> None:  # noqa: ANN001
     assert b"1 IO_INSTRUCTION\n" in told
 
 
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_end_a_run_in_order(guest, tmp_path: Path, number: int) -> None:  # noqa: ANN001
+    trace = tmp_path / "trace.txt"
+    process = subprocess.Popen(
+        command(guest("b0 21 e6 e9 eb fe"), "--trace", str(trace)), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"!"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert b"1 IO_INSTRUCTION\n" in told
+    assert "pio_write at 0xe9" in trace.read_text()
+
+
 # ---- input --------------------------------------------------------------------------------------
 
 
