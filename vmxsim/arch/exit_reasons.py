@@ -176,7 +176,7 @@ NOT_MODELLED: dict[ExitReason, str] = {
     ExitReason.IO_SMI: "no system-management mode",
     ExitReason.OTHER_SMI: "no system-management mode",
     ExitReason.NMI_WINDOW: "no source of NMIs yet: NMI exiting, virtual NMIs and NMI-window exiting are reported as not allowed",
-    ExitReason.TASK_SWITCH: "no hardware task switching: the guest gets #GP for a far transfer to a TSS or task gate",
+    ExitReason.TASK_SWITCH: "the engine switches tasks for JMP, CALL and IRET by itself; a task gate in the IDT gives #GP",
     ExitReason.RSM: "no system-management mode: RSM raises #UD",
     ExitReason.MONITOR_TRAP_FLAG: "monitor trap flag is reported as not allowed",
     ExitReason.MCE_DURING_VMENTRY: "no machine checks happen here",
