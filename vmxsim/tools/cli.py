@@ -170,7 +170,7 @@ def command_annotate(options: argparse.Namespace) -> int:
 
     data = read_file(options.program)
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{options.program}:{line}: not UTF-8 text, so no listing") from None

@@ -195,3 +195,8 @@ def test_an_image_knows_where_it_stands() -> None:
     image.check(0x3001)
     with pytest.raises(InputError, match=r"i: 0x3000..0x3000 does not fit into 0x3000 bytes"):
         image.check(0x3000)
+
+
+def test_a_listing_may_begin_with_the_mark_of_a_windows_editor() -> None:
+    data = b"\xef\xbb\xbf  fa  cli\r\n  f4  hlt\r\n"
+    assert load_image(data, Config()).segments[0].code == b"\xfa\xf4"

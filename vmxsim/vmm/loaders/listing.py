@@ -259,7 +259,7 @@ def _row(line: str, number: int, address: int, name: str) -> Row:
 def looks_like_listing(data: bytes) -> bool:
     """Whether these bytes are text of which some line has bytes and assembly side by side."""
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return False
     return "\0" not in text and any(

@@ -50,7 +50,7 @@ def _from_bytes(data: bytes, name: str, config: Config) -> Image:
         return load_elf(data, name, mode=config.mode, entry=config.entry)
     if name.endswith(".lst") or looks_like_listing(data):
         try:
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise InputError(f"{name}:{line}: not UTF-8 text") from None
