@@ -179,6 +179,44 @@ def test_page_fault_has_address_and_code_and_leaves_cr2(start: Start) -> None:
     assert (cpu.rip, cpu.cr2) == (0x100A, 0x1234)
 
 
+@pytest.mark.parametrize(
+    ("code", "error_code"),
+    [
+        ("8b18", 0),  # mov ebx, [rax]
+        ("0318", 0),  # add ebx, [rax]
+        ("0118", 2),  # add [rax], ebx
+        ("ff00", 2),  # inc dword [rax]
+        ("f00fc118", 2),  # lock xadd [rax], ebx
+        ("3918", 0),  # cmp [rax], ebx
+    ],
+)
+def test_page_fault_of_one_who_reads_in_order_to_write(
+    start: Start, code: str, error_code: int
+) -> None:
+    cpu = start(64, "48b80000008000000000" + code)  # mov rax, 2G
+    trap = cpu.run()
+    assert isinstance(trap, ExceptionTrap)
+    assert (trap.vector, trap.error_code, trap.rip) == (14, error_code, 0x100A)
+
+
+def test_sse_without_osfxsr_is_undefined_even_when_the_fpu_is_away(start: Start) -> None:
+    cpu = start(64, "0f58c1")  # addps xmm0, xmm1
+    cpu.cr0 |= 8
+    vectors = []
+    for cr4 in (cpu.cr4, cpu.cr4 & ~0x200):
+        cpu.cr4 = cr4
+        trap = cpu.run()
+        assert isinstance(trap, ExceptionTrap)
+        vectors.append(trap.vector)
+    assert vectors == [7, 6]
+
+
+def test_sysret_does_not_exist_in_real_mode(start: Start) -> None:
+    trap = start(16, "0f07").run()
+    assert isinstance(trap, ExceptionTrap)
+    assert (trap.vector, trap.error_code) == (6, 0)
+
+
 def test_single_step_is_a_debug_trap_behind_the_instruction(start: Start) -> None:
     cpu = start(32, "404040")
     cpu.rflags |= 0x100

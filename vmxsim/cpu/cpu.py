@@ -11,7 +11,7 @@ import ctypes
 
 from vmxsim.arch.paging import PageFault
 from vmxsim.arch.registers import Cr4, Dr6
-from vmxsim.cpu import fpu, intercepts
+from vmxsim.cpu import fixups, fpu, intercepts
 from vmxsim.cpu.blocks import BlockCounter
 from vmxsim.cpu.code import TranslatedCode
 from vmxsim.cpu.decode import UNDEFINED_TO_THE_ENGINE
@@ -38,6 +38,7 @@ from vmxsim.errors import EngineError
 
 _GP = intercepts.EXCEPTION_BASE + 13
 _UD = intercepts.EXCEPTION_BASE + 6
+_NM = intercepts.EXCEPTION_BASE + 7
 _PF = intercepts.EXCEPTION_BASE + 14
 _DB = intercepts.EXCEPTION_BASE + 1
 
@@ -240,20 +241,26 @@ class UnicornCpu(CpuState):
         if code == _PF:
             address = self._fault_address.value
             error_code = self._error_code.value
+            if not error_code & (fixups.WRITE | fixups.FETCH):
+                site = self.sites.at(rip)
+                error_code = fixups.page_fault_code(error_code, site.insn if site else None)
             return ExceptionTrap(TrapKind.EXCEPTION, rip, vector, error_code, address, None)
         insn = None
-        if code in (_UD, _GP):
+        if code in (_UD, _NM, _GP):
             site = self.sites.at(rip)
             if site is not None:
                 insn = site.insn
                 if site.trap is not None and self._engine_is_wrong(code, site):
                     return site.trap
+                vector = fixups.vector_of(vector, insn, self.cr4)
         address = Dr6.BS if code == _DB else 0
         error_code = self._error_code.value if vector in (8, 10, 11, 12, 13, 17) else 0
         return ExceptionTrap(TrapKind.EXCEPTION, rip, vector, error_code, address, insn)
 
     def _engine_is_wrong(self, code: int, site: Site) -> bool:
         """Whether a processor would not raise this #UD or #GP."""
+        if code == _NM:
+            return False
         if code == _UD:
             return site.kind in UNDEFINED_TO_THE_ENGINE
         # The engine has CR4.PCE the wrong way round, and looks at ECX before it looks for exits.
