@@ -61,8 +61,9 @@ def armed_kinds(vmcs: Vmcs) -> frozenset[TrapKind]:
     """The optional kinds of trap that the controls may ask an exit for.
 
     With a CR0 mask, reads of CR0 must trap so that the guest gets bits of the read shadow.
+    Loads of GDTR, IDTR, LDTR and TR always do: the engine takes what a processor refuses.
     """
-    kinds: set[TrapKind] = set()
+    kinds = {TrapKind.LGDT, TrapKind.LIDT, TrapKind.LLDT, TrapKind.LTR}
     primary, secondary = vmcs.cpu_based, vmcs.secondary
     if primary & CpuBased.INVLPG_EXITING:
         kinds.add(TrapKind.INVLPG)

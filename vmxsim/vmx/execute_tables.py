@@ -1,7 +1,7 @@
-"""LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT and STR, for guests whose hypervisor armed but let go.
+"""LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT and STR, for guests whose hypervisor asks for no exit.
 
-The engine runs them natively unless asked to hand them up, so these run only when something else
-armed them (CR4.UMIP). SDM Vol. 2, the instructions' pages.
+The loads always come here, because the engine's own check too little; the engine runs the stores
+unless they are armed. SDM Vol. 2, the instructions' pages.
 """
 
 from __future__ import annotations
