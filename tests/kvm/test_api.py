@@ -243,6 +243,10 @@ class TestVcpu:
         assert guest.field(F.GUEST_FS_AR_BYTES) == 0x1_0000
         assert guest.vcpu.get_sregs().fs.unusable == 1
 
+    def test_the_fpu_is_as_fninit_leaves_it(self, guest: Guest) -> None:
+        fpu = guest.vcpu.get_fpu()
+        assert (fpu.fcw, fpu.fsw, fpu.ftwx, fpu.mxcsr) == (0x37F, 0, 0, 0x1F80)
+
     def test_fpu_round_trip(self, guest: Guest) -> None:
         fpu = uapi.KvmFpu(fcw=0x37F, fsw=1, ftwx=0xFF, last_ip=5, last_dp=6, mxcsr=0x1F80)
         fpu.fpr[7][9], fpu.xmm[15][15] = 0xAA, 0xBB

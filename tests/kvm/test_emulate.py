@@ -90,6 +90,8 @@ READERS = {
     "lock cmpxchg [rsi], ecx": "f0 0f b1 0e",
     "lock cmpxchg8b [rsi]": "f0 0f c7 0e",
     "lock bts [rsi], eax": "f0 0f ab 06",
+    "bsf eax, [rsi]": "0f bc 06",
+    "bsr eax, [rsi]": "0f bd 06",
     "cmovne eax, [rsi]": "0f 45 06",
     "push qword [rsi]": "ff 36",
     "call [rsi]": "ff 16",

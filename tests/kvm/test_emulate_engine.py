@@ -196,6 +196,8 @@ def undefined_flags(row: Row, count: int, size: int) -> int:
         return ARITHMETIC
     if run in (emulate_bits.bit_immediate, emulate_bits.bit_register):
         return of | sf | af | pf
+    if run is emulate_bits.bit_scan:
+        return ARITHMETIC & ~zf
     return 0
 
 

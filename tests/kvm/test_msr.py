@@ -216,3 +216,9 @@ def test_no_access_raises_anything_in_the_host(index: int, value: int) -> None:
         pytest.fail(f"{error!r}")
     finally:
         guest.vm.close()
+
+
+def test_hwcr_takes_only_the_bits_that_linux_forgets(guest: Guest) -> None:
+    assert write(guest, Msr.AMD_HWCR, 1 << 3 | 1 << 18)
+    assert read(guest, Msr.AMD_HWCR) == 0
+    assert not write(guest, Msr.AMD_HWCR, 1 << 1)

@@ -10,9 +10,11 @@ from vmxsim.kvm.emulate_operands import (
     Decoded,
     EmulateContext,
     Emulation,
+    Outcome,
     address,
     fault,
     get,
+    load,
     load_at,
     load_for_update,
     modify,
@@ -123,3 +125,20 @@ def _bit(context: EmulateContext, insn: Decoded, offset: int, extra: int) -> Emu
             return failed
     context.rflags = context.rflags & ~CF | (CF if value & mask else 0)
     return retire(context, insn)
+
+
+def bit_scan(context: EmulateContext, insn: Decoded) -> Emulation:
+    """BSF and (`what` 1) BSR: only ZF is defined; of 0 the destination stays as it was.
+
+    With a REP prefix they are TZCNT and LZCNT, which are not emulated.
+    """
+    if insn.rep == 0xF3:
+        return Emulation(Outcome.UNHANDLED)
+    value = load(context, insn)
+    if isinstance(value, Emulation):
+        return value
+    if not value:
+        return finish(context, insn, context.rflags | ZF)
+    found = value.bit_length() - 1 if insn.what else (value & -value).bit_length() - 1
+    put(context.gpr, insn.reg, insn.size, found)
+    return finish(context, insn, context.rflags & ~ZF)

@@ -189,6 +189,8 @@ def _two_byte() -> dict[int, Row | Group]:
         0x0FB1: Row("cmpxchg", bits.cmpxchg, lock=True),
         0x0FB6: Row("movzx", ops.mov_load, width=1),
         0x0FB7: Row("movzx", ops.mov_load, width=2),
+        0x0FBC: Row("bsf", bits.bit_scan),
+        0x0FBD: Row("bsr", bits.bit_scan, what=1),
         0x0FBE: Row("movsx", ops.mov_sign_extended, width=1),
         0x0FBF: Row("movsx", ops.mov_sign_extended, width=2),
         0x0FC0: Row("xadd", bits.xadd, 1, lock=True),

@@ -101,11 +101,13 @@ IGNORED = frozenset(
         Msr.AMD_PATCH_LOADER,
         Msr.AMD_VM_HSAVE_PA,
         Msr.IA32_PERF_CTL,
-        Msr.AMD_HWCR,
         Msr.AMD_NB_CFG,
     }
 )
 """MSRs that take a write and forget it."""
+
+HWCR_IGNORED = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 18
+"""Bits of AMD's HWCR that Linux takes from a guest and forgets; any other is #GP."""
 
 STORED_MSRS: dict[int, int] = {
     Msr.IA32_MISC_ENABLE: FAST_STRING,
@@ -149,6 +151,8 @@ def kvm_set_msr_common(vcpu: KvmVcpu, index: int, value: int, host_initiated: bo
     special = SETTERS.get(index)
     if special is not None:
         return special(vcpu, value)
+    if index == Msr.AMD_HWCR:
+        return value & ~HWCR_IGNORED != 0
     if index == Msr.IA32_BIOS_SIGN_ID and not host_initiated:
         return False  # writing it asks for the revision to be read again
     if index in STORED_MSRS:

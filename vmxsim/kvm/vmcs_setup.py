@@ -37,6 +37,9 @@ HOST_CS, HOST_DS, HOST_TSS = 0x10, 0x18, 0x40
 HOST_RIP = 0xFFFF_FFFF_8100_0000
 EPTP_WRITE_BACK_4_LEVELS = 6 | 3 << 3
 
+FXSAVE_RESET = b"\x7f\x03".ljust(24, b"\0") + (0x1F80).to_bytes(4, "little") + bytes(484)
+"""What Linux gives a vCPU for x87 and SSE: FNINIT's control word, an empty stack (fx_init)."""
+
 PIN_BASED = PinBased.EXTERNAL_INTERRUPT_EXITING
 CPU_BASED = (
     CpuBased.HLT_EXITING
@@ -211,6 +214,7 @@ def vmx_vcpu_reset(vcpu: KvmVcpu) -> None:
     processor.cr2 = 0
     processor.dr[:4] = [0, 0, 0, 0]
     processor.dr[6] = Dr6.FIXED
+    processor.fxrstor(FXSAVE_RESET)
     write_tsc_offset(vcpu, -vcpu.clock.tsc())
     vmx_set_cr0(vcpu, Cr0.NW | Cr0.CD | Cr0.ET)
     vmx_set_cr4(vcpu, 0)
