@@ -69,6 +69,8 @@ INSTRUCTIONS = [
     ("SYSENTER", "", "0f34", "0f34"),
     ("XSAVES", "", "0fc72b", "480fc72b"),
     ("XRSTORS", "", "0fc71b", "480fc71b"),
+    ("CMPXCHG8B", "670fc70b", "0fc70b", "0fc70b"),
+    ("CMPXCHG8B", "", "f00fc70b", "f0480fc70b"),
     ("GETSEC", "0f37", "0f37", "0f37"),
     ("RDPID", "", "f30fc7f8", "f30fc7f8"),
     ("ENCLS", "0f01cf", "0f01cf", "0f01cf"),

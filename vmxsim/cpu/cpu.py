@@ -7,11 +7,11 @@ frozen record, with every register exactly at the instruction.
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Callable
 
 from vmxsim.arch.paging import PageFault
 from vmxsim.arch.registers import Cr4, Dr6
-from vmxsim.cpu import fixups, fpu, intercepts
+from vmxsim.cpu import fixups, intercepts
 from vmxsim.cpu.blocks import BlockCounter
 from vmxsim.cpu.code import TranslatedCode
 from vmxsim.cpu.decode import UNDEFINED_TO_THE_ENGINE
@@ -67,6 +67,8 @@ class UnicornCpu(CpuState):
         )
         self._error_code, self._fault_address = engine.error_code, engine.fault_address
         self._start, self._arguments, self._count = engine.start, engine.arguments, engine.count
+        self.run = self._make_run(engine)
+        """Run guest instructions up to the next trap; RIP is on the instruction that trapped."""
         self.reset()
 
     def reset(self) -> None:
@@ -171,46 +173,57 @@ class UnicornCpu(CpuState):
 
     # ---- the run
 
-    def run(self) -> Trap:
-        """Run guest instructions up to the next trap; RIP is on the instruction that trapped."""
-        start, count, ports = self._start, self._count, self.ports
-        handle, rip_view, zero = self._arguments[:3]
-        while True:
-            error = start(handle, rip_view, zero, zero, count)
-            noted = ports.noted
-            if noted is not None:
-                ports.noted = None
-                if isinstance(noted, IoTrap):
-                    rip_view.value = noted[1]
-                    if noted[3]:
-                        self._gpr[0] = ports.rax
-                    if self._counter.limit:
-                        self._ran_to_trap()
-                    return noted
-                return self._noted_trap(noted)
-            if error == UC_ERR_EXCEPTION:
-                code = self._exception.value
-                rip = rip_view.value
-                site = self._known.get(rip)
-                if (
-                    site is not None
-                    and site[3] == self._hflags.value & MODE
-                    and site[5].value & site[6] == site[7]
-                    and site[4] == self._cs_base.value
-                    and site[0] is not None
-                    and (0x164 < code < 0x500 or code < 0x140)
-                ):
-                    if self._counter.limit:
-                        self._ran_to_trap()
-                    return site[0]
-                trap = self._trap(code, rip)
-            else:
-                trap = self._other(error)
-            if count.value:
-                self._counter.ran(trap is None or trap[0] is TrapKind.BUDGET)
-                count.value = self._counter.limit
-            if trap is not None:
-                return trap
+    def _make_run(self, engine: Engine) -> Callable[[], Trap]:
+        """The run, with all it touches bound: it is the heart of every exit."""
+        start, count, ports, counter = engine.start, engine.count, self.ports, self._counter
+        handle, rip_view, zero = engine.arguments[:3]
+        known, gpr, exception = self._known, self._gpr, engine.exception
+        hflags, cs_base = self._hflags, self._cs_base
+
+        def run() -> Trap:
+            while True:
+                error = start(handle, rip_view, zero, zero, count)
+                noted = ports.noted
+                if noted is not None:
+                    ports.noted = None
+                    if isinstance(noted, IoTrap):
+                        rip_view.value = noted[1]
+                        if noted[3]:
+                            gpr[0] = ports.rax
+                        if counter.limit:
+                            self._ran_to_trap()
+                        return noted
+                    return self._noted_trap(noted)
+                if error == UC_ERR_EXCEPTION:
+                    code, rip = exception.value, rip_view.value
+                    site = known.get(rip)
+                    if (
+                        site is not None
+                        and site[3] == hflags.value & MODE
+                        and site[5].value & site[6] == site[7]
+                        and site[4] == cs_base.value
+                        and site[0] is not None
+                        and (0x164 < code < 0x500 or code < 0x140)
+                    ):
+                        if counter.limit:
+                            self._ran_to_trap()
+                        return site[0]
+                trap = self._rare(error)
+                if trap is not None:
+                    return trap
+
+        return run
+
+    def _rare(self, error: int) -> Trap | None:
+        """The record of a run that ended in none of the frequent ways; None to go on."""
+        if error == UC_ERR_EXCEPTION:
+            trap = self._trap(self._exception.value, self._rip.value)
+        else:
+            trap = self._other(error)
+        if self._counter.limit:
+            self._counter.ran(trap is None or trap[0] is TrapKind.BUDGET)
+            self._count.value = self._counter.limit
+        return trap
 
     def _ran_to_trap(self) -> None:
         """Account for the blocks of a run that a trap ended."""
@@ -371,21 +384,3 @@ class UnicornCpu(CpuState):
     def linear_address(self, insn: Instruction, operand: Operand) -> int:
         """The linear address of a memory operand."""
         return self.linear.address(insn, operand)
-
-    # ---- x87 and SSE
-
-    def xmm(self, number: int) -> bytes:
-        """The sixteen bytes of an XMM register."""
-        return ctypes.string_at(self.live.xmm + 64 * number, 16)
-
-    def set_xmm(self, number: int, value: bytes) -> None:
-        """Set an XMM register."""
-        ctypes.memmove(self.live.xmm + 64 * number, value, 16)
-
-    def fxsave(self) -> bytes:
-        """The 512 bytes FXSAVE would store."""
-        return fpu.fxsave(self.live)
-
-    def fxrstor(self, saved: bytes) -> None:
-        """Load x87 and SSE state as FXRSTOR would."""
-        fpu.fxrstor(self.live, saved)

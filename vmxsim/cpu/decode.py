@@ -116,6 +116,8 @@ _PLAIN = {
     "xrstors64": TrapKind.XRSTORS,
     "getsec": TrapKind.GETSEC,
     "rdpid": TrapKind.RDPID,
+    "cmpxchg8b": TrapKind.CMPXCHG8B,
+    "cmpxchg16b": TrapKind.CMPXCHG8B,
     "encls": TrapKind.ENCLS,
 }
 _STRING_IO = frozenset({"insb", "insw", "insd", "outsb", "outsw", "outsd"})
@@ -127,7 +129,7 @@ UNDEFINED_TO_THE_ENGINE = frozenset(
         TrapKind.VMREAD, TrapKind.VMRESUME, TrapKind.VMWRITE, TrapKind.VMXOFF, TrapKind.VMXON,
         TrapKind.INVEPT, TrapKind.INVVPID, TrapKind.VMFUNC, TrapKind.RSM, TrapKind.XSAVES,
         TrapKind.XRSTORS, TrapKind.GETSEC, TrapKind.RDPID, TrapKind.ENCLS, TrapKind.ICEBP,
-        TrapKind.SYSCALL, TrapKind.SYSENTER,
+        TrapKind.SYSCALL, TrapKind.SYSENTER, TrapKind.CMPXCHG8B,
     }
 )  # fmt: skip
 """What the engine answers with #UD although a processor has it: told apart by decoding."""

@@ -237,13 +237,15 @@ def set_features(env: int) -> None:
     """Choose what the engine's decoder takes for an instruction.
 
     On: MONITOR, SMAP, ADX, CLFLUSHOPT, CLWB, LA57, 1-GByte pages. Off: RDRAND and RDSEED, which the
-    engine would run by itself; as undefined opcodes they trap. None of this is the guest's CPUID.
+    engine would run by itself, and CMPXCHG8B and CMPXCHG16B, which it gets wrong; as undefined
+    opcodes they trap. None of this is the guest's CPUID.
     """
 
     def word(number: int) -> ctypes.c_uint64:
         return ctypes.c_uint64.from_address(env + FEATURES + 8 * number)
 
-    word(1).value = (word(1).value | 1 << 3) & ~(1 << 30)
+    word(0).value &= ~(1 << 8)
+    word(1).value = (word(1).value | 1 << 3) & ~(1 << 30 | 1 << 13)
     word(2).value = (word(2).value | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24) & ~(1 << 18)
     word(3).value |= 1 << 16
     word(6).value |= 1 << 26

@@ -105,7 +105,10 @@ class Sites:
     ) -> Site:
         """Keep a decoded instruction at its RIP if its bytes can be watched with one read."""
         kind, insn = decoded
-        trap = InsnTrap(kind, rip, insn) if kind is not None and not insn.lock else None
+        lockable = kind is TrapKind.CMPXCHG8B
+        trap = None
+        if kind is not None and (lockable or not insn.lock):
+            trap = InsnTrap(kind, rip, insn)
         gpa = self.locate(linear)
         region = self._memory.region_at(gpa) if gpa >= 0 else None
         length = min(insn.length, 8)

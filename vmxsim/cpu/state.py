@@ -15,7 +15,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from vmxsim.arch.registers import Cr0, Cr4, Efer, Rflags
 from vmxsim.arch.segments import SegmentRegister, TableRegister
-from vmxsim.cpu import image
+from vmxsim.cpu import fpu, image
 
 _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 ARITHMETIC = Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.OF
@@ -304,6 +304,24 @@ class CpuState:
             self._other_msrs[index] = value
         else:
             raise KeyError(index)
+
+    # ---- x87 and SSE
+
+    def xmm(self, number: int) -> bytes:
+        """The sixteen bytes of an XMM register."""
+        return ctypes.string_at(self.live.xmm + 64 * number, 16)
+
+    def set_xmm(self, number: int, value: bytes) -> None:
+        """Set an XMM register."""
+        ctypes.memmove(self.live.xmm + 64 * number, value, 16)
+
+    def fxsave(self) -> bytes:
+        """The 512 bytes FXSAVE would store."""
+        return fpu.fxsave(self.live)
+
+    def fxrstor(self, saved: bytes) -> None:
+        """Load x87 and SSE state as FXRSTOR would."""
+        fpu.fxrstor(self.live, saved)
 
     # ---- what the engine derives
 

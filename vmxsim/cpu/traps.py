@@ -77,6 +77,7 @@ class TrapKind(IntEnum):
     INTERRUPT_WINDOW = 62
     BUDGET = 63
     BOUNCED = 64
+    CMPXCHG8B = 65
 
 
 class OperandKind(IntEnum):

@@ -32,6 +32,7 @@ from vmxsim.vmx.execute_common import (
     retire,
     set_edx_eax,
 )
+from vmxsim.vmx.execute_exchange import cmpxchg8b
 from vmxsim.vmx.execute_msr import guest_tsc, rdmsr, wrmsr
 from vmxsim.vmx.guest_access import (
     GuestFault,
@@ -268,6 +269,7 @@ INSTRUCTIONS: dict[TrapKind, InsnCompleter] = {
     TrapKind.ICEBP:       calls.int1,
     TrapKind.SYSCALL:     calls.syscall,
     TrapKind.SYSENTER:    calls.sysenter,
+    TrapKind.CMPXCHG8B:   cmpxchg8b,
     **dict.fromkeys((TrapKind.RSM, TrapKind.XSAVES, TrapKind.XRSTORS, TrapKind.ENCLS), _undefined),
     **dict.fromkeys(
         (

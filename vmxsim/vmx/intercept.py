@@ -164,6 +164,7 @@ INSTRUCTIONS: dict[TrapKind, InsnHandler] = {
     TrapKind.VMFUNC:      system.vmfunc,
     TrapKind.RDPID:       system.enable_rdtscp,
     TrapKind.INT_N:       never,
+    TrapKind.CMPXCHG8B:   never,
     TrapKind.INT3:        never,
     TrapKind.INTO:        never,
     TrapKind.ICEBP:       never,
