@@ -108,7 +108,7 @@ again:
   f4              hlt
 """)  # fmt: skip
 
-CPUID: Final = Guest("CPUID", 20_000, 4, """
+CPUID: Final = Guest("CPUID", 60_000, 4, """
 ; run: --mode long --load-address 0x200007
   bytes     guest
 again:
@@ -119,7 +119,7 @@ again:
   f4        hlt
 """)  # fmt: skip
 
-OUT: Final = Guest("OUT", 20_000, 3, """
+OUT: Final = Guest("OUT", 60_000, 3, """
 ; run: --mode long --load-address 0x200007
 ; DX and AL are set before the guest starts
   bytes     guest

@@ -314,7 +314,7 @@ class Processor(NonRoot):
     @property
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF of the guest, for less than reading GUEST_RFLAGS costs."""
-        if _RFLAGS in self._changed or self.current is None:
+        if self._changed and _RFLAGS in self._changed or self.current is None:
             return self._fields.get(_RFLAGS, 0) & Rflags.IF != 0
         return self.cpu.interrupts_enabled
 
