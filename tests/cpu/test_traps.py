@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from vmxsim.cpu.cpu import UnicornCpu
-from vmxsim.cpu.intercepts import OPTIONAL
+from vmxsim.cpu.interface import OPTIONAL_KINDS
 from vmxsim.cpu.traps import ExceptionTrap, InsnTrap, IoTrap, MemoryTrap, TrapKind
 
 Start = Callable[..., UnicornCpu]
@@ -88,7 +88,7 @@ def test_an_instruction_traps_before_it_has_any_effect(
     start: Start, bits: int, kind: TrapKind, code: str
 ) -> None:
     cpu = start(bits, "31c0" + code)  # xor eax, eax first: it must not be the first of its block
-    cpu.arm(OPTIONAL)
+    cpu.arm(OPTIONAL_KINDS)
     for number in (0, 2, 3):
         cpu.gpr[number] = 0x1111 * (number + 1)
     before = list(cpu.gpr), cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.gdtr, cpu.idtr

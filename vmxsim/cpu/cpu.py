@@ -66,7 +66,7 @@ class UnicornCpu(CpuState):
             engine.window,
         )
         self._error_code, self._fault_address = engine.error_code, engine.fault_address
-        self._start, self._arguments, self._count = engine.start, engine.arguments, engine.count
+        self._count = engine.count
         self.run = self._make_run(engine)
         """Run guest instructions up to the next trap; RIP is on the instruction that trapped."""
         self.reset()
@@ -91,7 +91,7 @@ class UnicornCpu(CpuState):
     # ---- what the engine is told
 
     def arm(self, kinds: frozenset[TrapKind]) -> None:
-        """Choose which of the optional kinds are handed up (intercepts.OPTIONAL)."""
+        """Choose which of the optional kinds are handed up (interface.OPTIONAL_KINDS)."""
         self._running.arm(kinds)
 
     def kick(self) -> None:

@@ -81,7 +81,7 @@ class Engine:
         uclib.uc_close(self.handle)
 
     def arm(self, kinds: frozenset[TrapKind]) -> None:
-        """Choose which of the optional kinds leave the guest (intercepts.OPTIONAL)."""
+        """Choose which of the optional kinds leave the guest (interface.OPTIONAL_KINDS)."""
         env = self.live.env
         _u64.from_address(env + image.INTERCEPT).value = intercepts.intercept_word(kinds)
         reads = intercepts.control_register_reads(kinds)

@@ -57,9 +57,6 @@ _ARMED = {
 CR_WRITES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 8
 CR_READS = 1 << 4 | 1 << 8
 
-OPTIONAL = frozenset(_ARMED) | {TrapKind.MOV_FROM_CR, TrapKind.SMSW}
-"""The kinds that arm() switches; all others that the engine cannot run rightly always trap."""
-
 
 def intercept_word(armed: frozenset[TrapKind]) -> int:
     """Return the intercept word for the kinds that are armed."""

@@ -38,7 +38,10 @@ OPTIONAL_KINDS: frozenset[TrapKind] = frozenset(
         TrapKind.RSM,
     }
 )
-"""The kinds ``Cpu.arm`` may ask for; every other kind is always handed up."""
+"""The kinds ``Cpu.arm`` may ask for; every other kind is always handed up.
+
+An implementation may hand up more: Unicorn's always does INVLPG, RSM and WBINVD.
+"""
 
 
 class Memory(Protocol):
