@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmxsim.tools.listing import annotate, tidy
+from vmxsim.tools.stat import Stat
 from vmxsim.tools.trace import TextTrace
 
 from . import MakeMachine
@@ -52,3 +53,12 @@ def test_two_runs_leave_the_same_trace_byte_for_byte(machine: MakeMachine, name:
     first = trace()
     assert first.count("kvm_exit") > 1
     assert trace() == first
+
+
+def test_stat_counts_every_exit_of_the_timer_once(machine: MakeMachine) -> None:
+    stat, guest = Stat(), machine()
+    guest.probes.add(stat)
+    guest.load(PROGRAMS / "timer.lst")
+    guest.run()
+    counted = {reason.name: n for reason, n in guest.vcpus[0].stat.by_reason().items()}
+    assert {name: row.samples for name, row in stat.exits.items()} == counted
